@@ -1,0 +1,61 @@
+"""The main flow: from a dataset to a registered, gated model, at the cost of what changed."""
+
+from prefect import flow
+
+from flows import artifacts
+from flows.run import Run
+from tasks.data.source import BUILTIN
+from tasks.data.task import audit_images, build_manifest, version_data
+from tasks.embedding.task import embed_samples, resolve_backbone
+from tasks.evaluation.task import decide, evaluate_head
+from tasks.head.task import train_head
+from tasks.params import Params
+from tasks.records import AdaptResult
+from tasks.registry.task import champion_or_problem, find_finished, register
+
+
+@flow(name="adapt", persist_result=True, result_serializer="json")
+def adapt(data: str = BUILTIN, name: str | None = None, params: Params = Params()) -> AdaptResult:  # noqa: B008
+    """Versions the data, embeds what is new, trains a head, judges it, registers it if it passed.
+
+    Args:
+        data: A folder of class folders, a .csv or .parquet table (path,label[,split,group,…]), the
+            same under s3://, or builtin:surface-inspection.
+        name: Name of the model in the registry; empty: after the data.
+        params: See params.yaml.
+    """
+    dataset = version_data(data, params.data)
+    backbone = resolve_backbone(params.embedding)
+    run = Run.of(name, data, params, dataset, backbone)
+
+    # The key names data, parameters, code and backbone: what was decided on them stays decided.
+    finished = find_finished(run.name, run.key)
+    if finished is not None:
+        return artifacts.publish_result(run.unchanged(finished))
+
+    audit = audit_images(dataset, params.data)
+    manifest = build_manifest(dataset, audit, params.data)
+    artifacts.publish_data(dataset, audit, manifest)
+
+    # Only samples that the cache lacks are computed, whatever else changed.
+    embeddings = embed_samples(manifest, dataset, backbone, params.data)
+    head = train_head(manifest, embeddings, params.head)
+
+    # The champion is judged anew on today's test split, never by its old numbers; one that can't
+    # be loaded closes the gate.
+    champion, problem = champion_or_problem(run.name)
+    champion_embeddings = (
+        embed_samples(manifest, dataset, champion.backbone, params.data, splits=("test",))
+        if champion
+        else None
+    )
+    evaluation = evaluate_head(manifest, embeddings, head, champion, champion_embeddings, params.evaluation)
+    decision = decide(evaluation, params.gate, champion.version if champion else None, problem)
+    artifacts.publish_gate(decision, evaluation)
+
+    # Idempotent: the run's key names the one MLflow run and the one version that there can be.
+    result = run.result(audit, manifest, embeddings, head, evaluation, decision)
+    registration = register(
+        run.record(audit, manifest, head, evaluation, decision), result.model_dump(mode="json")
+    )
+    return artifacts.publish_result(run.registered(result, registration))

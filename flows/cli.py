@@ -1,0 +1,184 @@
+"""The command line: `regraft adapt`, `data`, `models`, `up`, `down`, `ui`."""
+
+import getpass
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment, stack
+from tasks.errors import RegraftError
+from tasks.params import Params, load_params
+from tasks.settings import ROOT, Settings
+
+app = typer.Typer(
+    help="Keeps production models adapted to data that keeps changing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Versions of the data.", no_args_is_help=True)
+models_app = typer.Typer(help="Versions of the models.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
+
+State = Annotated[Path | None, typer.Option("--state", help="Folder of all state.", show_default=".regraft")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of the output.")]
+BUILTIN = "builtin:surface-inspection"
+
+
+@app.command()
+def adapt(
+    data: Annotated[
+        str,
+        typer.Option(help="Folder of class folders, .csv or .parquet table, or the same under s3://."),
+    ] = BUILTIN,
+    params: Annotated[Path | None, typer.Option(help="Parameters file.", show_default="params.yaml")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model.", show_default="after the data")
+    ] = None,
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a model to a dataset: version, embed, train, judge, register."""
+    settings = _settings(state)
+    values = _params(params)
+    environment.enter(settings, api_url=stack.api_url(settings))
+    from flows import show  # rich and Prefect: not needed for --help or a wrong parameter
+
+    with show.progress(quiet=as_json):
+        from flows.adapt import adapt as flow
+
+        result = flow(data=data, name=name, params=values)
+    if as_json:
+        typer.echo(result.model_dump_json())
+    else:
+        show.result(result, up=stack.is_up(settings))
+
+
+@data_app.command("checkout")
+def data_checkout(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS")],
+    to: Annotated[Path, typer.Option(help="Folder that receives data/ and data.dvc.")] = Path(),
+    force: Annotated[bool, typer.Option(help="Replace a data/ that holds anything else.")] = False,
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring back the exact files that made a model version."""
+    settings = _settings(state)
+    environment.enter(settings, api_url=None)
+    from tasks.data.version import checkout
+    from tasks.registry.versions import data_of
+
+    text, _ = data_of(model, settings)
+    version = checkout(text, to, settings, force=force)
+    _tell(
+        as_json,
+        {"data": str(version.data), "digest": version.digest, "files": version.files},
+        f"{version.files:,} files of {version.digest} are in {version.data}",
+    )
+
+
+@models_app.command("list")
+def models_list(
+    name: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the registered versions with their aliases and metrics."""
+    settings = _settings(state)
+    environment.enter(settings, api_url=None)
+    from flows import show
+    from tasks.registry.versions import list_versions
+
+    versions = list_versions(settings, name)
+    if as_json:
+        typer.echo(json.dumps([version.model_dump(mode="json") for version in versions]))
+    else:
+        show.versions(versions)
+
+
+@models_app.command("promote")
+def models_promote(
+    name: str,
+    version: str,
+    reason: Annotated[str, typer.Option(help="Why; kept with the version.")] = "",
+    by: Annotated[str | None, typer.Option(help="Who.", show_default="the user of this shell")] = None,
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion, if a passed decision stands behind it."""
+    settings = _settings(state)
+    environment.enter(settings, api_url=stack.api_url(settings))
+    from flows.promote import promote
+
+    promotion = promote(name=name, version=version, by=by or getpass.getuser(), reason=reason)
+    done = "is the champion now" if promotion.changed else "was the champion already"
+    _tell(as_json, promotion.model_dump(mode="json"), f"{name} version {promotion.version} {done}")
+
+
+@app.command()
+def up(state: State = None, as_json: AsJson = False) -> None:
+    """Start Prefect, MLflow and a worker in the background, with the deployments."""
+    settings = _settings(state)
+    started = stack.up(settings, _params(None))
+    _tell(as_json, started.model_dump(mode="json"), _addresses(settings))
+
+
+@app.command()
+def down(state: State = None) -> None:
+    """Stop what `regraft up` started."""
+    stopped = stack.down(_settings(state))
+    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def ui(state: State = None, as_json: AsJson = False) -> None:
+    """Start the servers if they are not up, and print their addresses."""
+    settings = _settings(state)
+    if not stack.is_up(settings):
+        stack.up(settings, _params(None))
+    _tell(as_json, {"prefect": settings.prefect_url, "mlflow": settings.mlflow_url}, _addresses(settings))
+
+
+def main() -> None:
+    """Runs a command; a failure is one line and a non-zero exit status."""
+    try:
+        app()
+    except RegraftError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to carry on", 130)
+    except Exception as error:
+        log = Settings().root / "error.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc())
+        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; details in {log}")
+
+
+def _fail(message: str, status: int = 1) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _settings(state: Path | None) -> Settings:
+    if state is not None:
+        os.environ["REGRAFT_STATE"] = str(state)
+    return Settings()
+
+
+def _params(file: Path | None) -> Params:
+    return load_params(file or ROOT / "params.yaml")
+
+
+def _addresses(settings: Settings) -> str:
+    return f"Prefect  {settings.prefect_url}\nMLflow   {settings.mlflow_url}"
+
+
+def _tell(as_json: bool, values: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(values) if as_json else text)

@@ -1,0 +1,138 @@
+"""What an adapt run knows of itself: its name and key, and its result."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import Any, Self
+
+from prefect.runtime import flow_run
+
+from tasks.params import Params
+from tasks.records import (
+    AdaptResult,
+    Audit,
+    Backbone,
+    DatasetFacts,
+    DatasetVersion,
+    Decision,
+    EmbeddingFacts,
+    Embeddings,
+    Evaluation,
+    GateFacts,
+    Head,
+    HeadFacts,
+    Manifest,
+    Registration,
+    digest_of,
+)
+from tasks.registry.adapt_run import AdaptRun
+from tasks.settings import ROOT, Settings
+from tasks.stage import code_digest
+from tasks.task import seconds_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """Identity of an adapt run."""
+
+    name: str  # of the model
+    key: str  # equal for runs of the same data, parameters, code and backbone
+    params: Params
+    dataset: DatasetVersion
+    backbone: Backbone
+
+    @classmethod
+    def of(
+        cls, name: str | None, data: str, params: Params, dataset: DatasetVersion, backbone: Backbone
+    ) -> Self:
+        name = name or model_name(data)
+        key = digest_of(name, dataset.identity, params, code_digest(), backbone.digest)
+        return cls(name, key, params, dataset, backbone)
+
+    def result(
+        self,
+        audit: Audit,
+        manifest: Manifest,
+        embeddings: Embeddings,
+        head: Head,
+        evaluation: Evaluation,
+        decision: Decision,
+    ) -> AdaptResult:
+        """The result so far; `registered` completes it."""
+        return AdaptResult(
+            state="registered" if decision.passed else "rejected",
+            dataset=DatasetFacts(
+                digest=self.dataset.digest,
+                samples=manifest.samples,
+                quarantined=len(audit.quarantined),
+            ),
+            embedding=EmbeddingFacts(computed=embeddings.computed, cached=embeddings.cached),
+            head=HeadFacts(strength=head.strength, temperature=head.temperature),
+            metrics=evaluation.metrics,
+            champion_metrics=evaluation.champion_metrics,
+            gate=GateFacts(passed=decision.passed, reasons=decision.reasons),
+            model=None,
+            seconds={},
+            run_id="",
+            links={},
+        )
+
+    def record(
+        self, audit: Audit, manifest: Manifest, head: Head, evaluation: Evaluation, decision: Decision
+    ) -> AdaptRun:
+        """All that MLflow keeps."""
+        return AdaptRun(
+            name=self.name,
+            run_key=self.key,
+            params=self.params,
+            data=self.dataset,
+            audit=audit,
+            manifest=manifest,
+            backbone=self.backbone,
+            head=head,
+            evaluation=evaluation,
+            decision=decision,
+            flow_run_id=flow_run.id,
+            flow_run_url=_flow_run_url(),
+            git_commit=_git_commit(),
+        )
+
+    def registered(self, result: AdaptResult, registration: Registration) -> AdaptResult:
+        return result.model_copy(
+            update={
+                "model": registration.version,
+                "run_id": registration.run_id,
+                "seconds": seconds_of(flow_run.id),
+                "links": {"prefect": _flow_run_url(), "mlflow": registration.run_url},
+            }
+        )
+
+    def unchanged(self, finished: dict[str, Any]) -> AdaptResult:
+        """The result of the finished run, told again: nothing was computed now."""
+        registration = Registration.model_validate(finished.pop("registration"))
+        before = AdaptResult.model_validate(finished)
+        samples = before.embedding.computed + before.embedding.cached
+        told = before.model_copy(
+            update={"state": "unchanged", "embedding": EmbeddingFacts(computed=0, cached=samples)}
+        )
+        return self.registered(told, registration)
+
+
+def model_name(data: str) -> str:
+    """A model's name after its data: the last part of the path, in the letters a name may have."""
+    last = re.split(r"[/:\\]", data.rstrip("/\\"))[-1]
+    stem = re.sub(r"\.(csv|parquet)$", "", last)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "model"
+
+
+def _flow_run_url() -> str:
+    return f"{Settings().prefect_url}/runs/flow-run/{flow_run.id}"
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with `-dirty` where it was edited; None outside a repository."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match", ""]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

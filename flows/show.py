@@ -1,0 +1,116 @@
+"""The terminal: progress while a flow runs, and its result as a table."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flows.headline import headline
+from tasks import progress as reported
+from tasks.records import AdaptResult, Interval
+
+if TYPE_CHECKING:
+    from tasks.registry.versions import VersionInfo
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[None]:
+    """A spinner with the stage that runs now, and a bar where a stage counts; on standard error."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bars:
+        bar = bars.add_task("starting Prefect", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=what, completed=done, total=total or None)
+
+        reported.listen(update)
+        yield
+
+
+def result(result: AdaptResult, *, up: bool) -> None:
+    """Prints a result for people."""
+    console = Console()
+    colour = {"registered": "green", "rejected": "red", "unchanged": "cyan"}[result.state]
+    console.print(f"[bold {colour}]{result.state}[/]  {escape(headline(result))}\n")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("data version", result.dataset.digest)
+    facts.add_row("samples", f"{result.dataset.samples:,}, {result.dataset.quarantined:,} files quarantined")
+    facts.add_row(
+        "embeddings", f"{result.embedding.computed:,} computed, {result.embedding.cached:,} from the cache"
+    )
+    facts.add_row("head", f"C = {result.head.strength:g}, temperature {result.head.temperature:.3f}")
+    if result.model:
+        alias = f", alias {result.model.alias}" if result.model.alias else ""
+        facts.add_row("model", escape(f"{result.model.name} version {result.model.version}{alias}"))
+    console.print(facts)
+    console.print(_metrics(result))
+    gate = Table(title="Gate", title_justify="left")
+    for column in ("check", "", "numbers"):
+        gate.add_column(column)
+    for reason in result.gate.reasons:
+        mark = "[green]passed[/]" if reason.passed else "[red]failed[/]"
+        gate.add_row(escape(reason.check), mark, escape(reason.detail))
+    console.print(gate)
+    times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    console.print(f"[dim]seconds: {escape(times)}[/]")
+    console.print("" if up else "[dim]the addresses answer after `regraft ui`:[/]")
+    for name, link in result.links.items():
+        console.print(f"{name:8} {link}", soft_wrap=True)
+
+
+def versions(found: "Sequence[VersionInfo]") -> None:
+    """Prints the registered versions."""
+    table = Table()
+    for column in ("model", "version", "aliases", "balanced accuracy", "log loss", "gate", "created (UTC)"):
+        table.add_column(column)
+    for version in found:
+        table.add_row(
+            escape(version.name),
+            version.version,
+            escape(", ".join(version.aliases)),
+            _number(version.metrics.get("balanced_accuracy")),
+            _number(version.metrics.get("log_loss")),
+            "passed" if version.passed else "-",
+            f"{version.created:%Y-%m-%d %H:%M}",
+        )
+    Console().print(table)
+
+
+def _metrics(result: AdaptResult) -> Table:
+    table = Table(title="Test split, 95 % intervals", title_justify="left")
+    table.add_column("metric")
+    table.add_column("this run", justify="right")
+    champion = result.champion_metrics
+    if champion:
+        table.add_column("champion", justify="right")
+    for name, interval in result.metrics.items():
+        cells = [name, _interval(interval)]
+        if champion:
+            cells.append(_interval(champion[name]) if name in champion else "-")
+        table.add_row(*cells)
+    return table
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.3f} \\[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

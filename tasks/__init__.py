@@ -1,0 +1,1 @@
+"""The stages of Regraft: data, embedding, head, evaluation, registry."""

@@ -1,0 +1,156 @@
+"""The list of samples that everything later works from: label, split and slices of each."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.data import split, table
+from tasks.errors import DataError
+from tasks.params import DataParams
+from tasks.records import SPLITS, Audit, DatasetVersion, Manifest, Rejected
+
+_COLUMNS = ("digest", "path", "label", "split", "group", "size", "width", "height")
+_STRENGTH = {"train": 0, "validation": 1, "test": 2}  # who keeps content that two splits hold
+
+
+def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) -> Manifest:
+    """Writes `manifest.parquet` into `out`.
+
+    A given split is kept; other samples are split by a hash of their group or content. Content
+    that occurs in several splits stays in the one that judges (test, then validation).
+
+    Raises:
+        DataError: no test samples were given, or a class has too few samples in a split.
+    """
+    frame = _samples(version, audit)
+    slices = tuple(column for column in frame.columns if column not in _COLUMNS)
+    frame = frame[[*_COLUMNS, *slices]].sort_values(["digest", "path"], ignore_index=True)
+    frame["split"] = _assigned(frame, params)
+    conflicts = _conflicts(frame)
+    frame, left_out = _without_copies(frame)
+    classes = tuple(sorted(frame["label"].unique()))
+    counts = _counts(frame, classes)
+    _check_counts(counts, classes, params.min_per_class)
+    pq.write_table(
+        pa.Table.from_pandas(frame, schema=_schema(slices), preserve_index=False), out / "manifest.parquet"
+    )
+    return Manifest(
+        digest=_digest(frame, classes),
+        folder=str(out),
+        samples=len(frame),
+        classes=classes,
+        slices=slices,
+        counts=counts,
+        conflicts=conflicts,
+        left_out=left_out,
+        quarantined=len(audit.quarantined),
+    )
+
+
+def _schema(slices: tuple[str, ...]) -> pa.Schema:
+    numbers = {"size": pa.int64(), "width": pa.int32(), "height": pa.int32()}
+    return pa.schema([(name, numbers.get(name, pa.string())) for name in (*_COLUMNS, *slices)])
+
+
+def _samples(version: DatasetVersion, audit: Audit) -> pd.DataFrame:
+    """The good files with their label, and the given split ("" where none), group and slices."""
+    files: pd.DataFrame = pq.read_table(audit.path / "files.parquet").to_pandas()
+    if version.layout == "table":
+        assert version.table is not None
+        rows, _ = table.read((version.data / version.table).read_bytes(), version.table)
+        merged: pd.DataFrame = files.merge(
+            rows.drop(columns="row"), on="path", how="inner", validate="one_to_one"
+        )
+        return merged
+    parts = files["path"].str.split("/")
+    files["group"] = ""
+    if version.layout == "split_folders":
+        files["split"] = [split.named(part[0]) for part in parts]
+        files["label"] = [part[1] for part in parts]
+    else:
+        files["split"] = ""
+        files["label"] = [part[0] for part in parts]
+    return files
+
+
+def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
+    """A split for every row, given ones first."""
+    keys = [group or digest for group, digest in zip(frame["group"], frame["digest"], strict=True)]
+    seed, validation = params.split_seed, params.validation_fraction
+    hashed = split.assign(keys, seed, params.test_fraction, validation)
+    given = list(frame["split"])
+    if not any(given):
+        return list(hashed)
+    assigned = [own or other for own, other in zip(given, hashed, strict=True)]
+    if "test" not in assigned:
+        raise DataError(
+            "the given split has no test samples; name some test, or leave the split out to split by content"
+        )
+    if "validation" not in assigned:
+        # A tenth of train, say: hashed as ever, so that new data moves no old sample.
+        held_out = split.assign(keys, seed, 0.0, validation)
+        assigned = [other if own == "train" else own for own, other in zip(assigned, held_out, strict=True)]
+    return assigned
+
+
+def _conflicts(frame: pd.DataFrame) -> tuple[Rejected, ...]:
+    found = []
+    for _, rows in frame[frame.duplicated("digest", keep=False)].groupby("digest"):
+        labels = rows["label"].unique()
+        if len(labels) > 1:
+            said = ", ".join(
+                f"{path} is labelled {label}" for path, label in zip(rows["path"], rows["label"], strict=True)
+            )
+            found += [
+                Rejected(path=path, reason=f"same content, other label: {said}") for path in rows["path"]
+            ]
+    return tuple(sorted(found, key=lambda conflict: conflict.path))
+
+
+def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
+    """Leaves out the copies of content that a stronger split holds."""
+    strength = frame["split"].map(_STRENGTH)
+    strongest = strength.groupby(frame["digest"]).transform("max")
+    loses = strength < strongest
+    winner = frame[~loses].drop_duplicates("digest").set_index("digest")
+    left_out = []
+    for row in frame[loses].to_dict("records"):
+        kept = winner.loc[row["digest"]]
+        reason = f"left out of {row['split']}: same content as {kept['path']} in {kept['split']}"
+        left_out.append(Rejected(path=row["path"], reason=reason))
+    return frame[~loses].reset_index(drop=True), tuple(sorted(left_out, key=lambda copy: copy.path))
+
+
+def _counts(frame: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    found = frame.groupby(["split", "label"]).size().to_dict()
+    return {name: {label: int(found.get((name, label), 0)) for label in classes} for name in SPLITS}
+
+
+def _check_counts(counts: dict[str, dict[str, int]], classes: tuple[str, ...], least: int) -> None:
+    if len(classes) < 2:
+        raise DataError(f"only one class is left ({', '.join(classes)}); two are needed")
+    short = [label for label in classes if any(counts[name][label] < least for name in SPLITS)]
+    if not short:
+        return
+    width = max(len(label) for label in classes)
+    lines = [f"{'class':<{width}}  " + "  ".join(f"{name:>10}" for name in SPLITS)]
+    lines += [
+        f"{label:<{width}}  " + "  ".join(f"{counts[name][label]:>10,}" for name in SPLITS)
+        for label in classes
+    ]
+    raise DataError(
+        f"{', '.join(short)}: fewer than {least} samples in a split (data.min_per_class); add samples, "
+        "raise data.validation_fraction or data.test_fraction, or remove the class\n" + "\n".join(lines)
+    )
+
+
+def _digest(frame: pd.DataFrame, classes: tuple[str, ...]) -> str:
+    """Hex SHA-256 over the classes, the columns and every row."""
+    total = hashlib.sha256(json.dumps([classes, list(frame.columns)]).encode())
+    for row in frame.itertuples(index=False, name=None):
+        total.update(json.dumps(row).encode())
+    return total.hexdigest()

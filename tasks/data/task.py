@@ -1,0 +1,33 @@
+"""The data stages as Prefect tasks."""
+
+from prefect import task
+
+from tasks.data import audit, manifest, version
+from tasks.params import DataParams
+from tasks.records import Audit, DatasetVersion, Manifest
+from tasks.settings import Settings
+from tasks.stage import build_once
+from tasks.task import options, stage_folder
+
+
+@task(name="version data", **options())
+def version_data(data: str, params: DataParams) -> DatasetVersion:
+    """Mirrors, adds and pushes the dataset; cheap where nothing changed."""
+    return version.version_data(data, params, Settings())
+
+
+@task(name="audit images", **options("audit"))
+def audit_images(dataset: DatasetVersion, params: DataParams) -> Audit:
+    verified = Settings().root / "verified"
+    return build_once(
+        stage_folder("audit", dataset, params), Audit, lambda out: audit.run(out, dataset, params, verified)
+    )
+
+
+@task(name="build manifest", **options("manifest"))
+def build_manifest(dataset: DatasetVersion, audited: Audit, params: DataParams) -> Manifest:
+    return build_once(
+        stage_folder("manifest", dataset, audited, params),
+        Manifest,
+        lambda out: manifest.run(out, dataset, audited, params),
+    )

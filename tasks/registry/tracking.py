@@ -1,0 +1,75 @@
+"""Where MLflow is."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+
+from tasks.errors import RegistryError
+from tasks.settings import Settings
+
+# Of `mlflow server`. Its job runner is eight further processes, which nothing here uses.
+SERVER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def tracking_uri(settings: Settings) -> str:
+    """`MLFLOW_TRACKING_URI`, else a SQLite file in the state folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{settings.root}/mlflow/mlflow.db"
+
+
+def artifacts_folder(settings: Settings) -> Path:
+    """Where runs and models lie when the state folder is the store."""
+    return settings.root / "mlflow" / "artifacts"
+
+
+def connect(settings: Settings) -> MlflowClient:
+    """A client of the tracking store and registry; a local store is set up at the first call."""
+    uri = tracking_uri(settings)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if uri.startswith("sqlite:"):
+        (settings.root / "mlflow").mkdir(parents=True, exist_ok=True)
+        with lock(settings, "store"):  # two processes that create the tables at once collide
+            client.search_experiments(max_results=1)
+    return client
+
+
+def experiment(client: MlflowClient, name: str, settings: Settings) -> Experiment:
+    """The experiment of the model `name`, made where there is none; call it under the model's lock.
+
+    Raises:
+        RegistryError: it was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A server says itself where artifacts lie. With a local store the place is given as a file
+        # URI, so that the same store can be used behind `mlflow server` too.
+        local = client.tracking_uri.startswith("sqlite:")
+        location = (artifacts_folder(settings) / name).as_uri() if local else None
+        found = client.get_experiment(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise RegistryError(f"{name}: this MLflow experiment was deleted; restore it or use another name")
+    return found
+
+
+def server_options(settings: Settings) -> list[str]:
+    """Options of `mlflow server` under which it shares the local store with direct use."""
+    folder = artifacts_folder(settings)
+    return [
+        *("--backend-store-uri", f"sqlite:///{settings.root}/mlflow/mlflow.db"),
+        *("--artifacts-destination", str(folder)),
+        *("--default-artifact-root", folder.as_uri()),
+    ]
+
+
+@contextmanager
+def lock(settings: Settings, name: str) -> Iterator[None]:
+    """Holds the lock `name` of this state folder; the kernel frees it when a process dies."""
+    folder = settings.root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

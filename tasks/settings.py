@@ -1,0 +1,39 @@
+"""Facts about a deployment: places, ports, addresses. From the environment (`REGRAFT_*`),
+never from `params.yaml`, never logged."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout: params.yaml, dvc.yaml, infra/
+
+
+class Settings(BaseSettings):
+    """Read anew at each call, so that a command line option can set the environment first."""
+
+    model_config = SettingsConfigDict(env_prefix="REGRAFT_", frozen=True)
+
+    state: Path = Field(Path(".regraft"), description="Folder of all state.")
+    host: str = Field("127.0.0.1", description="Address that local servers bind to.")
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
+    dvc_remote: str | None = Field(None, description="URL of the DVC remote; default: a folder in the state.")
+    s3_endpoint_url: str | None = Field(None, description="Endpoint of the S3 server; default: AWS.")
+    image_root: Path | None = Field(
+        None, description="Folder from which a served model may read images given by path."
+    )
+
+    @cached_property
+    def root(self) -> Path:
+        """The state folder, absolute."""
+        return self.state.expanduser().resolve()
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://{self.host}:{self.prefect_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{self.host}:{self.mlflow_port}"

@@ -1,0 +1,196 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.errors import DataError
+from tasks.evaluation import plots
+from tasks.evaluation.evaluate import ChampionResult, run
+from tasks.evaluation.gate import decide
+from tasks.evaluation.metrics import Floats
+from tasks.params import METRICS, EvaluationParams, GateParams
+from tasks.records import Evaluation, Manifest
+
+PARAMS = EvaluationParams(bootstrap=100)
+CLASSES = ("cat", "dog")
+# Test rows: cat, cat, dog, dog, dog; the second and the last are wrong.
+LABELS = ["cat", "cat", "dog", "dog", "dog"]
+P = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6], [0.6, 0.4]])
+SITES = ["north", "north", "south", None, "south"]
+
+Evaluate = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    frame = pd.DataFrame(
+        {
+            "digest": [f"d{i}" for i in range(7)],
+            "path": [f"{i}.jpg" for i in range(7)],
+            "label": ["dog", *LABELS, "cat"],
+            "split": ["train", *["test"] * 5, "validation"],
+            "site": ["west", *SITES, "west"],
+        }
+    )
+    frame.to_parquet(tmp_path / "manifest.parquet")
+    return Manifest(
+        digest="m", folder=str(tmp_path), samples=7, classes=CLASSES, slices=("site",),
+        counts={}, conflicts=(), left_out=(), quarantined=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def evaluate(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(plots, "_save", lambda _figure, file: file.touch())  # test_plots draws
+
+    def call(
+        p: Floats = P,
+        classes: tuple[str, ...] = CLASSES,
+        champion: ChampionResult | None = None,
+        params: EvaluationParams = PARAMS,
+    ) -> Evaluation:
+        return run(out, manifest, p, classes, champion, params)
+
+    return call
+
+
+def test_evaluate__numbers_are_those_of_the_test_rows(evaluate: Evaluate) -> None:
+    got = evaluate()
+    assert got.samples == 5
+    assert got.metrics["accuracy"].value == pytest.approx(3 / 5)
+    assert got.metrics["balanced_accuracy"].value == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert got.per_class["dog"]["precision"].value == pytest.approx(2 / 3)
+    assert got.champion_version is None
+    assert got.champion_metrics is None
+    assert got.differences == {}
+
+
+def test_evaluate__slices_without_test_samples_are_left_out(evaluate: Evaluate) -> None:
+    got = evaluate()
+    assert got.slice_samples == {"site=(missing)": 1, "site=north": 2, "site=south": 2}
+    assert got.per_slice["site=north"]["accuracy"].value == pytest.approx(1 / 2)
+    assert got.per_slice["site=(missing)"]["accuracy"].value == 1
+
+
+def test_evaluate__writes_the_files(evaluate: Evaluate) -> None:
+    folder = evaluate().path
+    assert {file.name for file in folder.iterdir()} == {
+        "metrics.json", "predictions.parquet", "confusion.png", "confusion.csv", "reliability.png",
+        "reliability.csv",
+    }  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == {*METRICS, "samples"}
+    assert metrics["accuracy"] == pytest.approx(3 / 5)
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert predictions.columns.tolist() == [
+        "digest", "path", "label", "predicted", "confidence", "p:cat", "p:dog",
+    ]  # fmt: skip
+    assert predictions["digest"].tolist() == ["d1", "d2", "d3", "d4", "d5"]
+    assert predictions["predicted"].tolist() == ["cat", "dog", "dog", "dog", "cat"]
+    assert predictions["confidence"].tolist() == [0.9, 0.7, 0.8, 0.6, 0.6]
+    assert (folder / "confusion.csv").read_text().splitlines()[:3] == [
+        "actual,predicted",
+        "cat,cat",
+        "cat,dog",
+    ]
+
+
+def test_evaluate__identical_champion_differs_by_nothing(evaluate: Evaluate) -> None:
+    got = evaluate(champion=ChampionResult("3", CLASSES, P))
+    assert got.champion_version == "3"
+    assert got.champion_metrics == got.metrics
+    assert {(d.value, d.low, d.high) for d in got.differences.values()} == {(0.0, 0.0, 0.0)}
+
+
+def test_evaluate__order_of_the_champions_classes_does_not_matter(evaluate: Evaluate) -> None:
+    got = evaluate(champion=ChampionResult("3", ("dog", "cat"), P[:, ::-1]))
+    assert got.champion_metrics == got.metrics
+
+
+def test_evaluate__champion_that_lacks_a_class_pays_for_it(evaluate: Evaluate) -> None:
+    # It knows no dogs: right for the cats alone, and certain that a dog is none.
+    got = evaluate(champion=ChampionResult("3", ("cat",), np.ones((5, 1))))
+    assert got.champion_metrics is not None
+    assert got.champion_metrics["balanced_accuracy"].value == pytest.approx((1 + 0) / 2)
+    assert got.champion_metrics["log_loss"].value == pytest.approx(-math.log(np.finfo(float).eps) * 3 / 5)
+    assert got.differences["accuracy"].value == pytest.approx(3 / 5 - 2 / 5)
+
+
+def test_evaluate__class_that_only_the_champion_knows_is_a_mistake_of_its_own(evaluate: Evaluate) -> None:
+    p = np.hstack([np.tile([0.1], (5, 1)), P * 0.9])  # a tenth goes to birds, which there are none of
+    p[0] = [1.0, 0.0, 0.0]
+    got = evaluate(champion=ChampionResult("3", ("bird", *CLASSES), p))
+    assert got.champion_metrics is not None
+    assert got.champion_metrics["accuracy"].value == pytest.approx(2 / 5)
+    assert got.metrics["accuracy"].value == pytest.approx(3 / 5)
+    assert set(got.per_class) == set(CLASSES)
+    predictions = pd.read_parquet(got.path / "predictions.parquet")
+    assert predictions["champion_predicted"].tolist() == ["bird", "dog", "dog", "dog", "cat"]
+    assert "p:bird" not in predictions
+
+
+def test_evaluate__label_that_the_challenger_lacks_counts_as_wrong(evaluate: Evaluate) -> None:
+    got = evaluate(p=np.ones((5, 1)), classes=("cat",))
+    assert got.metrics["balanced_accuracy"].value == pytest.approx(1 / 2)
+    assert set(got.per_class) == set(CLASSES)
+
+
+def test_evaluate__nan_reaches_the_gate_and_fails_there(evaluate: Evaluate) -> None:
+    p = P.copy()
+    p[2, 1] = np.nan
+    got = evaluate(p=p)
+    assert all(math.isnan(got.metrics[name].value) for name in METRICS)
+    assert got.per_slice["site=north"]["accuracy"].value == pytest.approx(1 / 2)  # the NaN is elsewhere
+    assert not decide(got, GateParams(min_test_samples=1), champion_version=None).passed
+    metrics = json.loads((got.path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert metrics == {"samples": 5}
+    predictions = pd.read_parquet(got.path / "predictions.parquet")
+    assert predictions["predicted"].isna().tolist() == [False, False, True, False, False]
+    assert len((got.path / "confusion.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_evaluate__nan_survives_saving_and_loading(evaluate: Evaluate) -> None:
+    saved = evaluate(p=np.full((5, 2), np.nan)).save()
+    loaded = Evaluation.load(saved.path)
+    assert math.isnan(loaded.metrics["accuracy"].value)
+    assert loaded.model_dump_json() == saved.model_dump_json()
+
+
+def test_evaluate__nan_of_the_champion_reaches_the_gate(evaluate: Evaluate) -> None:
+    got = evaluate(champion=ChampionResult("3", CLASSES, np.full((5, 2), np.nan)))
+    assert math.isnan(got.differences["balanced_accuracy"].value)
+    decision = decide(got, GateParams(min_test_samples=1), champion_version="3")
+    assert [r.passed for r in decision.reasons if r.check == "champion"] == [False]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 2), (5, 3)])
+def test_evaluate__probabilities_of_other_samples_are_refused(
+    rows: int, columns: int, evaluate: Evaluate
+) -> None:
+    wrong = np.full((rows, columns), 1 / columns)
+    with pytest.raises(DataError, match=r"challenger: .* 5 test samples and 2 classes"):
+        evaluate(p=wrong)
+    with pytest.raises(DataError, match="champion version 3"):
+        evaluate(champion=ChampionResult("3", CLASSES, wrong))
+
+
+def test_evaluate__digest_covers_all_inputs(evaluate: Evaluate) -> None:
+    nan = P.copy()
+    nan[0, 0] = np.nan
+    evaluations = [
+        evaluate(),
+        evaluate(p=P[:, ::-1].copy()),
+        evaluate(p=nan),
+        evaluate(params=EvaluationParams(bootstrap=100, seed=1)),
+        evaluate(champion=ChampionResult("3", CLASSES, P)),
+        evaluate(champion=ChampionResult("4", CLASSES, P)),
+        evaluate(champion=ChampionResult("4", CLASSES, P[:, ::-1])),
+    ]
+    assert len({e.digest for e in evaluations}) == len(evaluations)
+    assert evaluate().digest == evaluations[0].digest

@@ -1,0 +1,33 @@
+import ast
+import sys
+from pathlib import Path
+
+from tasks.registry import bundle
+
+ROOT = Path(bundle.__file__).parents[2]
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml"}
+
+
+def _imports(module: str) -> set[str]:
+    stem = ROOT.joinpath(*module.split("."))
+    file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - {"tasks"}
+
+
+def test_served_modules__hold_the_embedding_code_and_no_orchestration() -> None:
+    modules = bundle.served_modules()
+    assert {"tasks", "tasks.registry.package", "tasks.embedding.backbone", "tasks.head.linear"} <= modules
+    assert not modules & {"tasks.task", "tasks.registry.register", "tasks.registry.tracking"}
+
+
+def test_requirements__name_all_that_the_served_modules_import() -> None:
+    imported = set().union(*map(_imports, bundle.served_modules()))
+    named = {requirement.split("==")[0] for requirement in bundle.requirements()}
+    assert {DISTRIBUTION.get(name, name) for name in imported} <= named
+    assert not imported & {"prefect", "dvc"}
