@@ -5,12 +5,13 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows import environment, stack
+from flows import show, stack
 from tasks.errors import RegraftError
 from tasks.params import Params, load_params
 from tasks.settings import ROOT, Settings
@@ -47,12 +48,13 @@ def adapt(
     """Adapt a model to a dataset: version, embed, train, judge, register."""
     settings = _settings(state)
     values = _params(params)
-    environment.enter(settings, api_url=stack.api_url(settings))
-    from flows import show  # rich and Prefect: not needed for --help or a wrong parameter
-
     with show.progress(quiet=as_json):
+        api = stack.api(settings)
+        # The API takes seconds to come up, and so does what the flow needs first: both at once.
+        _prepare(settings, values)
         from flows.adapt import adapt as flow
 
+        api.wait()
         result = flow(data=data, name=name, params=values)
     if as_json:
         typer.echo(result.model_dump_json())
@@ -70,7 +72,6 @@ def data_checkout(
 ) -> None:
     """Bring back the exact files that made a model version."""
     settings = _settings(state)
-    environment.enter(settings, api_url=None)
     from tasks.data.version import checkout
     from tasks.registry.versions import data_of
 
@@ -91,8 +92,6 @@ def models_list(
 ) -> None:
     """List the registered versions with their aliases and metrics."""
     settings = _settings(state)
-    environment.enter(settings, api_url=None)
-    from flows import show
     from tasks.registry.versions import list_versions
 
     versions = list_versions(settings, name)
@@ -113,9 +112,10 @@ def models_promote(
 ) -> None:
     """Make a version the champion, if a passed decision stands behind it."""
     settings = _settings(state)
-    environment.enter(settings, api_url=stack.api_url(settings))
+    api = stack.api(settings)
     from flows.promote import promote
 
+    api.wait()
     promotion = promote(name=name, version=version, by=by or getpass.getuser(), reason=reason)
     done = "is the champion now" if promotion.changed else "was the champion already"
     _tell(as_json, promotion.model_dump(mode="json"), f"{name} version {promotion.version} {done}")
@@ -170,6 +170,16 @@ def _settings(state: Path | None) -> Settings:
     if state is not None:
         os.environ["REGRAFT_STATE"] = str(state)
     return Settings()
+
+
+def _prepare(settings: Settings, params: Params) -> None:
+    """Imports and opens what `adapt` begins with; what is wrong the flow finds, and says, again."""
+    from tasks.embedding.task import remembered
+    from tasks.registry.tracking import connect
+
+    with suppress(RegraftError):
+        connect(settings)
+        remembered(params.embedding, settings.root / "weights")
 
 
 def _params(file: Path | None) -> Params:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,7 +17,7 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.environment import environment
+from flows.environment import enter, environment
 from tasks.errors import StackError
 from tasks.params import Params
 from tasks.settings import ROOT, Settings
@@ -69,7 +70,7 @@ def up(settings: Settings, params: Params) -> Stack:
                 return
             if port is not None:
                 _require_free(settings.host, port, name)
-            running[name] = _start(name, command, {**env, **extra}, settings)
+            running[name] = _start(name, command, {**env, **extra}, settings).process
             _write(settings, running.values())
 
         ensure("prefect", settings.prefect_port, _prefect_server(settings), {})
@@ -95,15 +96,41 @@ def is_up(settings: Settings) -> bool:
     return {"prefect", "mlflow"} <= {process.name for process in _read(settings) if process.running()}
 
 
-def api_url(settings: Settings) -> str | None:
-    """The Prefect API of the stack; None where it is not up.
+class Api:
+    """The Prefect API that a command uses."""
 
-    When it is up, MLflow is used through its server too.
+    def __init__(self, url: str, own: "_Started | None", settings: Settings) -> None:
+        self.url = url
+        self._own = own  # kept, because the API ends when its standard input is closed
+        self._settings = settings
+
+    def wait(self) -> None:
+        """Returns when it answers."""
+        if self._own is not None:
+            _wait(self._own.process, f"{self.url}/health", self._settings)
+
+
+def api(settings: Settings) -> Api:
+    """Sets this process's environment for an API: the stack's if that is up, else the user's own
+    (`PREFECT_API_URL`), else one that is started now and ends with this process.
+
+    It takes seconds to come up, in which the caller can import what it needs before it calls
+    `wait`.
     """
-    if not is_up(settings):
-        return None
-    os.environ.setdefault("MLFLOW_TRACKING_URI", settings.mlflow_url)
-    return f"{settings.prefect_url}/api"
+    if is_up(settings):
+        # Then MLflow is used through its server too.
+        os.environ.setdefault("MLFLOW_TRACKING_URI", settings.mlflow_url)
+        url = f"{settings.prefect_url}/api"
+    elif "PREFECT_API_URL" in os.environ:
+        url = os.environ["PREFECT_API_URL"]
+    else:
+        port = _free_port()
+        url = f"http://127.0.0.1:{port}/api"
+        enter(settings, api_url=url)
+        command = [sys.executable, "-m", "flows.api_server", str(port)]
+        return Api(url, _start("api", command, os.environ, settings, stdin=subprocess.PIPE), settings)
+    enter(settings, api_url=url)
+    return Api(url, None, settings)
 
 
 def _prefect_server(settings: Settings) -> list[str]:
@@ -148,20 +175,33 @@ def _deploy(settings: Settings, params: Params, env: Mapping[str, str]) -> None:
             raise StackError(f"prefect {arguments[0]} failed: {' '.join(last)}")
 
 
-def _start(name: str, command: list[str], env: Mapping[str, str], settings: Settings) -> Process:
+@dataclass(frozen=True)
+class _Started:
+    process: Process
+    handle: subprocess.Popen[bytes]
+
+
+def _start(
+    name: str,
+    command: list[str],
+    env: Mapping[str, str],
+    settings: Settings,
+    stdin: int = subprocess.DEVNULL,
+) -> _Started:
     log = _log(settings, name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        started = subprocess.Popen(
+        handle = subprocess.Popen(
             command,
             env=env,
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=out,
             stderr=out,
             start_new_session=True,  # Ctrl-C in this terminal is not meant for it
         )
-    return Process(name=name, pid=started.pid, started=psutil.Process(started.pid).create_time())
+    created = psutil.Process(handle.pid).create_time()
+    return _Started(Process(name=name, pid=handle.pid, started=created), handle)
 
 
 def _stop(process: Process) -> bool:
@@ -199,6 +239,13 @@ def _wait(process: Process, address: str, settings: Settings) -> None:
         f"{process.name} did not answer at {address} within {READY_TIMEOUT_S} s;"
         f" see {_log(settings, process.name)}"
     )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _require_free(host: str, port: int, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
@@ -16,7 +16,7 @@ from tasks.settings import Settings
 from tasks.stage import stage_key
 
 # Seconds of each task of the flow runs of this process, by flow run and task name.
-_SECONDS: dict[UUID, dict[str, float]] = {}
+_SECONDS: dict[str, dict[str, float]] = {}
 
 
 def options(stage: str | None = None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def stage_folder(stage: str, *inputs: BaseModel | str | None) -> Path:
     return Settings().root / "stages" / stage / stage_key(stage, *inputs)
 
 
-def seconds_of(flow_run_id: UUID) -> dict[str, float]:
+def seconds_of(flow_run_id: str) -> dict[str, float]:
     """Seconds of each finished task of a flow run of this process, in their order."""
     return _SECONDS.pop(flow_run_id, {})
 
@@ -72,4 +72,4 @@ def _may_pass(_task: object, _run: object, state: Any) -> bool:
 def _note_seconds(task: Any, run: Any, state: Any) -> None:
     started = run.start_time or state.timestamp
     passed = (datetime.now(UTC) - started).total_seconds()
-    _SECONDS.setdefault(run.flow_run_id, {})[task.name] = round(passed, 3)
+    _SECONDS.setdefault(str(run.flow_run_id), {})[task.name] = round(passed, 3)

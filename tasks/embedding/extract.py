@@ -19,7 +19,7 @@ from torch import nn
 
 from tasks.data.image import decode
 from tasks.embedding.cache import EmbeddingCache
-from tasks.embedding.preprocess import preprocess
+from tasks.embedding.preprocess import crop, standardise
 from tasks.errors import DataError
 from tasks.records import Backbone
 
@@ -40,11 +40,14 @@ class Sample:
 
 def embed_images(module: nn.Module, images: Iterable[Image.Image], backbone: Backbone) -> NDArray[np.float32]:
     """Embeds decoded RGB images: [N, D], in their order."""
-    ready = [preprocess(image, backbone.preprocess) for image in images]
-    vectors = np.empty((len(ready), backbone.dim), dtype=np.float32)
-    for start in range(0, len(ready), BATCH):
-        some = ready[start : start + BATCH]
-        vectors[start : start + len(some)] = _forward(module, some)
+    crops = [crop(image, backbone.preprocess) for image in images]
+    vectors = np.empty((len(crops), backbone.dim), dtype=np.float32)
+    for start in range(0, len(crops), BATCH):
+        some = crops[start : start + BATCH]
+        padded = some + [some[0]] * (BATCH - len(some))
+        with torch.inference_mode():
+            batch = module(standardise(padded, backbone.preprocess))  # [BATCH, D]
+        vectors[start : start + len(some)] = batch[: len(some)].numpy()
     return vectors
 
 
@@ -117,15 +120,6 @@ def _read(sample: Sample) -> bytes:
     if hashlib.sha256(content).hexdigest() != sample.digest:
         raise DataError(f"{sample.file}: changed during the run; run again")
     return content
-
-
-def _forward(module: nn.Module, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    batch = np.zeros((BATCH, *images[0].shape), dtype=np.float32)
-    batch[: len(images)] = np.stack(images)
-    with torch.inference_mode():
-        x = torch.from_numpy(batch).to(memory_format=torch.channels_last)  # [BATCH, 3, S, S]
-        vectors: NDArray[np.float32] = module(x).numpy()
-    return vectors[: len(images)]
 
 
 @contextmanager

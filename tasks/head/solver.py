@@ -43,7 +43,7 @@ def solve(
     basis: Basis,
     start: tuple[Matrix, Matrix] | None = None,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> tuple[Matrix, Matrix]:
     """The minimum in the coordinates of `basis`.
@@ -51,7 +51,8 @@ def solve(
     Args:
         z: X V, [N, D].
         start: an earlier solution, to start from.
-        tolerance: greatest absolute entry of the gradient of f at which to stop.
+        tolerance: greatest absolute entry of the gradient of f at which to stop (scikit-learn's
+            lbfgs has the same rule and default).
 
     Returns:
         W V [C, D] and b [C].

@@ -13,7 +13,6 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
 _CODE = "tasks.registry.model"
 _ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "artifacts/package"  # of an MLflow model
 # What the code imports at most; MLflow installs the rest.
 _REQUIREMENTS = (
     *("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "scipy"),

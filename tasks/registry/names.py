@@ -15,6 +15,8 @@ PASSED = "regraft.passed"
 CHAMPION_VERSION = "regraft.champion_version"  # of the decision; empty: there was none
 PACKAGE = "regraft.package"
 
+PACKAGE_FOLDER = "artifacts/package"  # of an MLflow model
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

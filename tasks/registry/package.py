@@ -13,21 +13,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.data.image import BadImage, decode
-from tasks.embedding.backbone import load
-from tasks.embedding.extract import embed_images
 from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError
 from tasks.head.linear import LinearHead
 from tasks.records import Backbone
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -80,6 +80,8 @@ class Package:
         """
         if not images:
             return np.empty((0, len(self.classes)))
+        from tasks.embedding.extract import embed_images
+
         embeddings = embed_images(self._network, self._decoded(images), self.backbone)  # [N, D]
         return self._head.predict_proba(embeddings)  # [N, C]
 
@@ -95,7 +97,10 @@ class Package:
                 raise BadInputError(index, str(error)) from None
 
     @cached_property
-    def _network(self) -> torch.nn.Module:
+    def _network(self) -> "Module":
+        # torch takes seconds to import, and a package is often read without being run.
+        from tasks.embedding.backbone import load
+
         return load(self.backbone)
 
     @cached_property

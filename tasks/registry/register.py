@@ -20,41 +20,10 @@ from tasks.registry.adapt_run import AdaptRun, decision_file, metrics, parameter
 from tasks.registry.names import CHALLENGER, RUN_KEY, check_name
 from tasks.registry.promote import first_champion
 from tasks.registry.tracking import connect, experiment, lock, tracking_uri
-from tasks.registry.versions import aliases, champion_version, registered, version_of_run
+from tasks.registry.versions import RESULT, aliases, find_run, registered, version_of_run
 from tasks.settings import Settings
 
 MODEL = "model"
-RESULT = "result.json"
-
-
-def find_run(client: MlflowClient, run_key: str, name: str) -> Run | None:
-    """The MLflow run of the adapt run `run_key` of the model `name`."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return None
-    runs = client.search_runs(
-        [found.experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", order_by=["start_time ASC"], max_results=1
-    )
-    return runs[0] if runs else None
-
-
-def finished(run_key: str, name: str, settings: Settings) -> dict[str, object] | None:
-    """The result of an adapt run that need not be repeated: it is complete, and either its version
-    still exists or the champion it was rejected against is still the champion."""
-    client = connect(settings)
-    run = find_run(client, run_key, check_name(name))
-    if run is None or run.info.status != "FINISHED":
-        return None
-    if run.data.tags.get(names.PASSED) == "true":
-        valid = version_of_run(client, name, run_key) is not None
-    else:
-        valid = run.data.tags.get(names.CHAMPION_VERSION) == (champion_version(client, name) or "")
-    if not valid:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        file = client.download_artifacts(run.info.run_id, RESULT, folder)
-        result: dict[str, object] = json.loads(Path(file).read_text())
-    return result
 
 
 def record(run: AdaptRun, result: Mapping[str, object], settings: Settings) -> Registration:

@@ -14,7 +14,7 @@ from tasks.task import options
 @task(name="look for a finished run", **options())
 def find_finished(name: str, run_key: str) -> dict[str, Any] | None:
     """The stored result of a run with the same data, parameters and code that still holds."""
-    from tasks.registry.register import finished
+    from tasks.registry.versions import finished
 
     return finished(run_key, name, Settings())
 

@@ -1,5 +1,6 @@
 """Reading the registry: versions, the champion, and the data behind a version."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
@@ -17,12 +19,23 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import RegistryError
 from tasks.records import Champion, RegisteredVersion, digest_of
 from tasks.registry import package
-from tasks.registry.bundle import PACKAGE as PACKAGE_FOLDER
-from tasks.registry.names import CHALLENGER, CHAMPION, DATA, DECISION, PACKAGE, PASSED, RUN_KEY, check_name
+from tasks.registry.names import (
+    CHALLENGER,
+    CHAMPION,
+    CHAMPION_VERSION,
+    DATA,
+    DECISION,
+    PACKAGE,
+    PACKAGE_FOLDER,
+    PASSED,
+    RUN_KEY,
+    check_name,
+)
 from tasks.registry.tracking import connect, lock, tracking_uri
 from tasks.settings import Settings
 from tasks.stage import sync_tree
 
+RESULT = "result.json"  # artifact of a finished run
 _URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
 
 
@@ -93,6 +106,36 @@ def champion_version(client: MlflowClient, name: str) -> str | None:
 def version_of_run(client: MlflowClient, name: str, run_key: str) -> ModelVersion | None:
     """The version that the adapt run `run_key` made."""
     return next(_search(client, f"name='{name}' and tags.`{RUN_KEY}`='{run_key}'"), None)
+
+
+def find_run(client: MlflowClient, run_key: str, name: str) -> Run | None:
+    """The MLflow run of the adapt run `run_key` of the model `name`."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return None
+    runs = client.search_runs(
+        [found.experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", order_by=["start_time ASC"], max_results=1
+    )
+    return runs[0] if runs else None
+
+
+def finished(run_key: str, name: str, settings: Settings) -> dict[str, object] | None:
+    """The result of an adapt run that need not be repeated: it is complete, and either its version
+    still exists or the champion it was rejected against is still the champion."""
+    client = connect(settings)
+    run = find_run(client, run_key, check_name(name))
+    if run is None or run.info.status != "FINISHED":
+        return None
+    if run.data.tags.get(PASSED) == "true":
+        valid = version_of_run(client, name, run_key) is not None
+    else:
+        valid = run.data.tags.get(CHAMPION_VERSION) == (champion_version(client, name) or "")
+    if not valid:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = client.download_artifacts(run.info.run_id, RESULT, folder)
+        result: dict[str, object] = json.loads(Path(file).read_text())
+    return result
 
 
 def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion:

@@ -25,9 +25,9 @@ from tasks.records import Decision, Registration
 from tasks.registry import package
 from tasks.registry.adapt_run import AdaptRun
 from tasks.registry.promote import promote
-from tasks.registry.register import finished, record
+from tasks.registry.register import record
 from tasks.registry.tracking import SERVER_ENVIRONMENT, connect, experiment, server_options
-from tasks.registry.versions import aliases, champion, data_of, list_versions
+from tasks.registry.versions import aliases, champion, data_of, finished, list_versions
 from tasks.settings import Settings
 from tests.stack.mlflow_server import BIN, free_port, running
 from tests.stack.registry_case import CLASSES, DATA_DIGEST, adapt_run, decision
