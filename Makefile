@@ -7,7 +7,7 @@ NAME   ?=
 VENV   := .venv
 READY  := $(VENV)/.ready
 
-.PHONY: env adapt test check lint lock up down clean
+.PHONY: env adapt repro test check lint lock up down clean
 
 env: $(READY)
 
@@ -21,6 +21,9 @@ $(READY): requirements.lock pyproject.toml
 
 adapt: env
 	$(VENV)/bin/regraft adapt $(if $(DATA),--data "$(DATA)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
+
+repro: env
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" dvc repro
 
 test: env
 	$(VENV)/bin/python -m pytest

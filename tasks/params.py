@@ -128,7 +128,7 @@ class GateParams(Section):
     """What a model must prove before it is registered."""
 
     floors: tuple[Floor, ...] = Field(
-        (Floor(metric="balanced_accuracy", limit=0.7), Floor(metric="ece", limit=0.15)),
+        (Floor(metric="balanced_accuracy", limit=0.65), Floor(metric="ece", limit=0.15)),
         min_length=1,
         description="Absolute requirements, whatever serves today.",
     )

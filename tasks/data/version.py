@@ -103,10 +103,26 @@ def checkout(dvc_file: str, to: Path, settings: Settings, force: bool = False) -
         (arriving / "data.dvc").replace(to / "data.dvc")
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
-    layout, table = file.layout_of(data)
+    return opened(to)
+
+
+def opened(folder: Path) -> DatasetVersion:
+    """The version that was checked out into `folder`.
+
+    Raises:
+        DataError: the folder holds no data.dvc, or no data.
+    """
+    folder = folder.resolve()
+    try:
+        file = DvcFile.parse((folder / "data.dvc").read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(f"{folder}/data.dvc: can't be read; `regraft data checkout` makes it") from None
+    if not (folder / "data").is_dir():
+        raise DataError(f"{folder}/data: no such folder; `regraft data checkout` makes it")
+    layout, table = file.layout_of(folder / "data")
     return DatasetVersion(
         digest=file.digest,
-        folder=str(to),
+        folder=str(folder),
         source=f"dvc:{file.digest}",
         layout=layout,
         table=table,
