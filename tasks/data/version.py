@@ -79,7 +79,7 @@ def checkout(dvc_file: str, to: Path, settings: Settings, force: bool = False) -
         DataError: not such a text; `<to>/data` holds other files; or the remote fails or lacks
             the version.
     """
-    file = DvcFile.parse(dvc_file)
+    DvcFile.parse(dvc_file)  # refuses a text that would do anything else
     to = to.resolve()
     data = to / "data"
     if data.exists() and not data.is_dir():

@@ -31,14 +31,7 @@ def resolve(params: EmbeddingParams, store: Path) -> Backbone:
         network, preprocess, tensors = _timm(name, params)
     else:
         network, preprocess, tensors = _torchvision(name, params, store)
-    wanted = network.state_dict()
-    missing = sorted(set(wanted) - set(tensors))
-    if missing:
-        raise BackboneError(
-            f"{params.backbone}: the weights lack {len(missing)} of {len(wanted)} tensors"
-            f" (first: {missing[0]}); they belong to another architecture"
-        )
-    tensors = {key: tensors[key] for key in wanted}  # the classifier's stay behind
+    tensors = _of_network(tensors, network, params.backbone)
     _load(network, tensors, params.backbone)
     file, digest = keep(tensors, store)
     with torch.inference_mode():
@@ -83,6 +76,38 @@ def load(backbone: Backbone) -> nn.Module:
         network = _torchvision_network(name.partition("@")[0], backbone.preprocess.size)
     _load(network, read_checkpoint(file), backbone.name)
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _of_network(tensors: dict[str, Tensor], network: nn.Module, backbone: str) -> dict[str, Tensor]:
+    """The tensors of the network alone; its classifier's stay behind."""
+    wanted = network.state_dict()
+    # Checkpoints of before PyTorch 0.4.1 lack these counters, which only training reads.
+    counters = {key: tensor for key, tensor in wanted.items() if key.endswith("num_batches_tracked")}
+    tensors = {**counters, **tensors}
+    missing = sorted(set(wanted) - set(tensors))
+    if missing:
+        raise BackboneError(
+            f"{backbone}: the weights lack {len(missing)} of {len(wanted)} tensors"
+            f" (first: {missing[0]}); they belong to another architecture"
+        )
+    # A deeper network of the same family has all of these, and more.
+    foreign = sorted(set(tensors) - set(wanted) - _with_classifier(backbone))
+    if foreign:
+        raise BackboneError(
+            f"{backbone}: the weights have {len(foreign)} tensors that it has not"
+            f" (first: {foreign[0]}); they belong to another architecture"
+        )
+    return {key: tensors[key] for key in wanted}
+
+
+def _with_classifier(backbone: str) -> set[str]:
+    """The names of all tensors of an architecture."""
+    library, name = backbone.split(":", 1)
+    if library == "timm":
+        whole: Any = import_module("timm").create_model(name, pretrained=False)
+    else:
+        whole = import_module("torchvision.models").get_model(name.partition("@")[0], weights=None)
+    return set(whole.state_dict())
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +99,11 @@ class EmbeddingCache:
             digests: N hex digests.
             vectors: [N, D], finite.
         """
-        if vectors.shape != (len(digests), self.dim) or not np.isfinite(vectors).all():
+        right = vectors.shape == (len(digests), self.dim) and vectors.dtype == np.float32
+        if not right or not np.isfinite(vectors).all():
             raise CacheError(
-                f"{self.folder}: refused a segment of shape {vectors.shape} for {len(digests)} samples"
-                f" of {self.dim} dimensions, or with values that are not finite"
+                f"{self.folder}: refused a segment of {vectors.dtype} {vectors.shape} for {len(digests)}"
+                f" samples of {self.dim} float32, or with values that are not finite"
             )
         keys = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(KEY_BYTES), len(digests), [None, pa.py_buffer(pack(digests).tobytes())]
@@ -127,10 +129,11 @@ class EmbeddingCache:
         return np.where(known, at, -1)
 
     def _intact(self, file: Path) -> bool:
-        if file_digest(file) == file.stem:
-            return True
-        log.warning("%s: damaged segment set aside as .damaged; its samples are embedded again", file)
-        file.rename(file.with_suffix(".damaged"))
+        with suppress(FileNotFoundError):  # another process has set it aside in the meantime
+            if file_digest(file) == file.stem:
+                return True
+            file.rename(file.with_suffix(".damaged"))
+            log.warning("%s: damaged segment set aside as .damaged; its samples are embedded again", file)
         return False
 
     def _read(self, file: Path) -> tuple[NDArray[np.bytes_], NDArray[np.float32]]:

@@ -29,7 +29,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise BackboneError(f"{file}: can't be read ({error.strerror}); name an existing file") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "it ends too early").splitlines()[0]  # an EOFError has no text
         raise BackboneError(f"{file}: is not a file of weights ({reason}); fetch it again") from None
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise BackboneError(f"{file}: holds no plain state dict; save the state dict as .safetensors")

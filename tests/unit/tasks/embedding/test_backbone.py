@@ -1,0 +1,277 @@
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tasks.embedding import backbone as backbones
+from tasks.errors import BackboneError
+from tasks.params import EmbeddingParams
+from tasks.records import Backbone
+
+SMALL = "timm:test_efficientnet"
+
+
+def resnet(name: str, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A state dict of seeded random weights, with the classifier."""
+    torch.manual_seed(0)
+    tensors: dict[str, Tensor] = torchvision.models.get_model(name, weights=None).state_dict()
+    file = folder / f"{name}.safetensors"
+    save_file(tensors, file)
+    return file, tensors
+
+
+def params(name: str, weights: Path | str = "auto", size: int | None = None) -> EmbeddingParams:
+    return EmbeddingParams(backbone=name, weights=str(weights), image_size=size)
+
+
+# identity
+
+
+def test_resolve__identity_changes_with_weights_and_size(
+    small: Backbone, small_weights: Callable[[int], Path], tmp_path: Path
+) -> None:
+    other_weights = backbones.resolve(params(SMALL, small_weights(1), 32), tmp_path)
+    other_size = backbones.resolve(params(SMALL, small_weights(0), 48), tmp_path)
+    assert len({small.digest, other_weights.digest, other_size.digest}) == 3
+
+
+def test_resolve__identity_is_the_same_wherever_the_weights_lie(
+    small: Backbone, small_weights: Callable[[int], Path], tmp_path: Path
+) -> None:
+    again = backbones.resolve(params(SMALL, small_weights(0), 32), tmp_path / "elsewhere")
+    assert again.weights != small.weights
+    assert again.digest == small.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "timm:test_efficientnet_ln"},
+        {"weights_digest": "0" * 64},
+        {"library": "timm 99"},
+        {"dim": 7},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fingerprint__changes_with(small: Backbone, change: dict[str, object]) -> None:
+    assert backbones.fingerprint(small) == small.digest
+    assert backbones.fingerprint(small.model_copy(update=change)) != small.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 33},
+        {"size": 31},
+        {"interpolation": "bilinear"},
+        {"mean": (0.0, 0.0, 0.0)},
+        {"std": (2.0, 2.0, 2.0)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fingerprint__changes_with_preprocessing(small: Backbone, change: dict[str, object]) -> None:
+    preprocess = small.preprocess.model_copy(update=change)
+    assert preprocess != small.preprocess
+    assert backbones.fingerprint(small.model_copy(update={"preprocess": preprocess})) != small.digest
+
+
+def test_fingerprint__changes_with_the_version_of_the_code(
+    small: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "EMBEDDING_VERSION", 1_000)
+    assert backbones.fingerprint(small) != small.digest
+
+
+def test_resolve__lite0_is_as_it_was_trained(lite0: Backbone) -> None:
+    assert lite0.dim == 1280
+    assert lite0.preprocess.model_dump() == {
+        "resize": 256,  # 224 / 0.875
+        "size": 224,
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    }
+
+
+def test_resolve__another_size_keeps_the_share_of_the_image(
+    small_weights: Callable[[int], Path], tmp_path: Path
+) -> None:
+    trained = timm.create_model("test_efficientnet", num_classes=0).pretrained_cfg
+    side = trained["input_size"][-1]
+    resized = int(side / trained["crop_pct"])
+    found = backbones.resolve(params(SMALL, small_weights(0), 2 * side), tmp_path).preprocess
+    assert (found.size, found.resize) == (2 * side, 2 * resized)
+
+
+def test_resolve__vision_transformer_takes_another_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0, img_size=64).state_dict(), file)
+    found = backbones.resolve(params("timm:test_vit", file, 64), tmp_path)
+    assert backbones.load(found)(torch.zeros(1, 3, 64, 64)).shape == (1, found.dim)
+
+
+# local weights
+
+
+def test_resolve__torchvision_network_without_its_classifier(tmp_path: Path) -> None:
+    file, tensors = resnet("resnet18", tmp_path)
+    found = backbones.resolve(params("torchvision:resnet18", file, 64), tmp_path / "store")
+    reference = torchvision.models.resnet18(weights=None).eval()
+    reference.load_state_dict(tensors)
+    reference.fc = torch.nn.Identity()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    with torch.inference_mode():
+        vector = backbones.load(found)(image)
+        expected = reference(image)
+
+    assert found.dim == 512
+    torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resolve__own_classifier_in_the_file_stays_behind(tmp_path: Path) -> None:
+    _, tensors = resnet("resnet18", tmp_path)
+    of_ten_classes = {**tensors, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    without = {key: tensor for key, tensor in tensors.items() if not key.startswith("fc.")}
+    found = []
+    for name, some in (("own", of_ten_classes), ("none", without)):
+        save_file(some, tmp_path / f"{name}.safetensors")
+        chosen = params("torchvision:resnet18", tmp_path / f"{name}.safetensors", 64)
+        found.append(backbones.resolve(chosen, tmp_path / "store").digest)
+    assert found[0] == found[1]
+
+
+def test_resolve__weights_of_before_batch_counters_are_taken(tmp_path: Path) -> None:
+    # Checkpoints of PyTorch before 0.4.1 have none (torchvision's resnets); evaluation uses none.
+    _, tensors = resnet("resnet18", tmp_path)
+    old = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+    assert len(old) == 102
+    save_file(old, tmp_path / "old.safetensors")
+    found = backbones.resolve(params("torchvision:resnet18", tmp_path / "old.safetensors", 64), tmp_path)
+    assert found.dim == 512
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "message"),
+    [
+        ("resnet34", "resnet18", "the weights lack"),
+        ("resnet18", "resnet34", "the weights have .* tensors that it has not"),  # all its keys, and more
+        ("resnet50", "resnet18", "the weights lack"),
+        ("wide_resnet50_2", "resnet50", "the weights do not fit"),  # the same keys, other shapes
+    ],
+)
+def test_resolve__weights_of_another_architecture_are_refused(
+    tmp_path: Path, wanted: str, given: str, message: str
+) -> None:
+    file, _ = resnet(given, tmp_path)
+    with pytest.raises(BackboneError, match=f"torchvision:{wanted}: {message}"):
+        backbones.resolve(params(f"torchvision:{wanted}", file, 64), tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*"))
+
+
+def test_load__other_weights_than_resolved_are_refused(
+    small_weights: Callable[[int], Path], tmp_path: Path
+) -> None:
+    found = backbones.resolve(params(SMALL, small_weights(0), 32), tmp_path)
+    file = Path(found.weights)
+    file.write_bytes(small_weights(1).read_bytes())
+    with pytest.raises(BackboneError, match=r"is missing or not the weights"):
+        backbones.load(found)
+    file.unlink()
+    with pytest.raises(BackboneError, match=r"is missing or not the weights"):
+        backbones.load(found)
+
+
+def test_load__network_is_frozen(small: Backbone) -> None:
+    network = backbones.load(small)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+# names and the hub
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:nosuch", "has no such model; see timm.list_models"),
+        ("torchvision:nosuch", "has no such classifier"),
+        ("torchvision:fcn_resnet50", "has no such classifier"),  # it segments
+        ("torchvision:resnet18@NOSUCH", "no such weights; resnet18 has IMAGENET1K_V1"),
+    ],
+)
+def test_resolve__unknown_name_is_an_error(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(BackboneError, match=f"{name}: .*{message}"):
+        backbones.resolve(params(name), tmp_path)
+
+
+def _unreachable(*_: object, **__: object) -> None:
+    raise URLError("no route to host")
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
+def test_resolve__offline_without_packaged_weights_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(backbones, "urlopen", _unreachable)
+    monkeypatch.setattr("torch.hub.download_url_to_file", _unreachable)
+    with pytest.raises(BackboneError) as error:
+        backbones.resolve(params(name), tmp_path)
+    assert str(error.value) == (
+        f"{name}: no installed package ships its weights and the model hub can't be reached"
+        " (no route to host); give a local file in embedding.weights"
+    )
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
+def test_resolve__hub_that_answers_is_asked_for_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(address: str, timeout: float) -> None:
+        raise HTTPError(address, 403, "no", None, None)  # type: ignore[arg-type]
+
+    def create(name: str, size: int | None, *, pretrained: bool = False) -> torch.nn.Module:
+        if pretrained:
+            raise RuntimeError("no such file on the hub")
+        network: torch.nn.Module = timm.create_model(name, num_classes=0)
+        return network
+
+    monkeypatch.setattr(backbones, "urlopen", refused)
+    monkeypatch.setattr(backbones, "_timm_network", create)
+    with pytest.raises(BackboneError, match=r"can't be reached \(RuntimeError\)"):
+        backbones.resolve(params("timm:resnet18"), tmp_path)
+
+
+def test_resolve__torchvision_weights_are_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tensors = resnet("resnet18", tmp_path)
+    asked = []
+
+    def download(address: str, to: str, prefix: str, progress: bool) -> None:
+        asked.append((address, prefix))
+        torch.save(tensors, to)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    first = backbones.resolve(params("torchvision:resnet18", size=64), tmp_path)
+    second = backbones.resolve(params("torchvision:resnet18@IMAGENET1K_V1", size=64), tmp_path)
+
+    assert first.weights_digest == second.weights_digest
+    ((address, prefix),) = asked
+    assert address.endswith(f"resnet18-{prefix}.pth")
+
+
+def test_resolve__size_that_the_network_cannot_take_is_an_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = torchvision.models.get_model("alexnet", weights=None).state_dict()
+    file = tmp_path / "alexnet.safetensors"
+    save_file(tensors, file)
+    with pytest.raises(BackboneError, match="torchvision:alexnet: does not take 16 px images"):
+        backbones.resolve(params("torchvision:alexnet", file, 16), tmp_path / "store")
