@@ -124,9 +124,8 @@ def models_promote(
 @app.command()
 def up(state: State = None, as_json: AsJson = False) -> None:
     """Start Prefect, MLflow and a worker in the background, with the deployments."""
-    settings = _settings(state)
-    started = stack.up(settings, _params(None))
-    _tell(as_json, started.model_dump(mode="json"), _addresses(settings))
+    started = stack.up(_settings(state), _params(None))
+    _tell(as_json, started.model_dump(mode="json"), _addresses(started))
 
 
 @app.command()
@@ -139,10 +138,8 @@ def down(state: State = None) -> None:
 @app.command()
 def ui(state: State = None, as_json: AsJson = False) -> None:
     """Start the servers if they are not up, and print their addresses."""
-    settings = _settings(state)
-    if not stack.is_up(settings):
-        stack.up(settings, _params(None))
-    _tell(as_json, {"prefect": settings.prefect_url, "mlflow": settings.mlflow_url}, _addresses(settings))
+    started = stack.up(_settings(state), _params(None))
+    _tell(as_json, {"prefect": started.prefect, "mlflow": started.mlflow}, _addresses(started))
 
 
 def main() -> None:
@@ -186,8 +183,8 @@ def _params(file: Path | None) -> Params:
     return load_params(file or ROOT / "params.yaml")
 
 
-def _addresses(settings: Settings) -> str:
-    return f"Prefect  {settings.prefect_url}\nMLflow   {settings.mlflow_url}"
+def _addresses(started: stack.Stack) -> str:
+    return f"Prefect  {started.prefect}\nMLflow   {started.mlflow}"
 
 
 def _tell(as_json: bool, values: dict[str, Any], text: str) -> None:

@@ -7,11 +7,12 @@ def headline(result: AdaptResult) -> str:
     """The result in one line."""
     samples = f"{result.dataset.samples:,} samples"
     model = f"{result.model.name} version {result.model.version}" if result.model else "no version"
+    failed = ", ".join(reason.check for reason in result.gate.reasons if not reason.passed)
     if result.state == "unchanged":
-        return f"nothing changed since {model} was made from these {samples}"
+        before = f"{model} was made from these {samples}" if result.model else f"the gate failed on {failed}"
+        return f"nothing changed since {before}"
     embedded = f"{result.embedding.computed:,} embedded now, {result.embedding.cached:,} from the cache"
     if result.state == "rejected":
-        failed = ", ".join(reason.check for reason in result.gate.reasons if not reason.passed)
         return f"not registered, the gate failed on {failed} ({samples}, {embedded})"
     alias = f" ({result.model.alias})" if result.model and result.model.alias else ""
     return f"{model}{alias} ({samples}, {embedded})"

@@ -1,113 +1,108 @@
-"""The local stack: a Prefect server, an MLflow server and a process worker on loopback, started in
-the background; stopped by process id and start time, so that nothing else is ever hit."""
+"""The local stack: a Prefect server, an MLflow server and a process worker on loopback, in the
+background. What is up is on record in `<state>/stack.json`."""
 
 import fcntl
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
+from types import MappingProxyType
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+from uuid import uuid4
 
-import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows import background
+from flows.background import Process
 from flows.environment import enter, environment
 from tasks.errors import StackError
 from tasks.params import Params
+from tasks.records import digest_of
 from tasks.settings import ROOT, Settings
+from tasks.stage import code_digest
 
 POOL = "adapt"
 READY_TIMEOUT_S = 180
-STOP_TIMEOUT_S = 30
-
-
-class Process(BaseModel):
-    """A process that `up` started. The system uses ids again, but not with the same start time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    pid: int
-    started: float  # seconds since the epoch, as the system has it
-
-    def running(self) -> psutil.Process | None:
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
+NAMES = ("prefect", "mlflow", "worker")  # in the order in which they start
+_open = build_opener(ProxyHandler({})).open  # the servers are on this machine, whatever proxy is set
 
 
 class Stack(BaseModel):
-    """What is up; kept in `<state>/stack.json`."""
+    """What is up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefect: str
     mlflow: str
-    processes: tuple[Process, ...]
+    processes: tuple[Process, ...] = ()
+    deployed: str = ""  # digest of the deployments that this Prefect server has
+
+    def runs(self, *names: str) -> bool:
+        return set(names) <= {process.name for process in self.processes}
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings with the addresses of this stack, whatever the environment says now."""
+        prefect, mlflow = urlsplit(self.prefect), urlsplit(self.mlflow)
+        ports = {"prefect_port": prefect.port, "mlflow_port": mlflow.port}
+        return settings.model_copy(update={"host": prefect.hostname, **ports})
 
 
 def up(settings: Settings, params: Params) -> Stack:
-    """Starts what is not running yet, registers the deployments, returns when all answer.
+    """Starts what is not running yet, registers the deployments, returns when all answer. Where it
+    fails, what it started is stopped again; where it is killed, the next call carries on.
 
     Raises:
         StackError: a port is taken, or a server did not come up; its log says why.
     """
-    env = {**os.environ, **environment(settings, api_url=f"{settings.prefect_url}/api")}
     with _lock(settings):
-        running = {process.name: process for process in _read(settings) if process.running()}
-
-        def ensure(name: str, port: int | None, command: list[str], extra: Mapping[str, str]) -> None:
-            if name in running:
-                return
-            if port is not None:
-                _require_free(settings.host, port, name)
-            running[name] = _start(name, command, {**env, **extra}, settings).process
-            _write(settings, running.values())
-
-        ensure("prefect", settings.prefect_port, _prefect_server(settings), {})
-        ensure("mlflow", settings.mlflow_port, *_mlflow_server(settings))
-        _wait(running["prefect"], f"{settings.prefect_url}/api/health", settings)
-        _deploy(settings, params, env)
-        _wait(running["mlflow"], f"{settings.mlflow_url}/health", settings)
-        ensure("worker", None, _worker(), {"MLFLOW_TRACKING_URI": settings.mlflow_url})
-    return Stack(prefect=settings.prefect_url, mlflow=settings.mlflow_url, processes=tuple(running.values()))
+        before = _read(settings)
+        try:
+            return _up(before.settings(settings), params, before)
+        except StackError:
+            _end(settings, [name for name in NAMES if not before.runs(name)])
+            _write(settings, before)
+            raise
 
 
 def down(settings: Settings) -> list[str]:
     """Stops what `up` started, flow runs that the worker started included; returns the names."""
     with _lock(settings):
         # The worker first, so that it takes no new run while the servers leave.
-        stopped = [process.name for process in reversed(_read(settings)) if _stop(process)]
+        stopped = _end(settings, reversed(NAMES))
         (settings.root / "stack.json").unlink(missing_ok=True)
     return stopped
 
 
 def is_up(settings: Settings) -> bool:
     """Whether both servers that `up` started are running."""
-    return {"prefect", "mlflow"} <= {process.name for process in _read(settings) if process.running()}
+    return _read(settings).runs("prefect", "mlflow")
 
 
 class Api:
     """The Prefect API that a command uses."""
 
-    def __init__(self, url: str, own: "_Started | None", settings: Settings) -> None:
-        self.url = url
+    def __init__(
+        self, ready: Callable[[], None] = lambda: None, own: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
+        self._ready = ready
         self._own = own  # kept, because the API ends when its standard input is closed
-        self._settings = settings
 
     def wait(self) -> None:
-        """Returns when it answers."""
-        if self._own is not None:
-            _wait(self._own.process, f"{self.url}/health", self._settings)
+        """Returns when it answers.
+
+        Raises:
+            StackError: it does not come up.
+        """
+        self._ready()
 
 
 def api(settings: Settings) -> Api:
@@ -117,20 +112,73 @@ def api(settings: Settings) -> Api:
     It takes seconds to come up, in which the caller can import what it needs before it calls
     `wait`.
     """
-    if is_up(settings):
+    stack = _read(settings)
+    if stack.runs("prefect", "mlflow"):
         # Then MLflow is used through its server too.
-        os.environ.setdefault("MLFLOW_TRACKING_URI", settings.mlflow_url)
-        url = f"{settings.prefect_url}/api"
-    elif "PREFECT_API_URL" in os.environ:
-        url = os.environ["PREFECT_API_URL"]
-    else:
-        port = _free_port()
-        url = f"http://127.0.0.1:{port}/api"
-        enter(settings, api_url=url)
-        command = [sys.executable, "-m", "flows.api_server", str(port)]
-        return Api(url, _start("api", command, os.environ, settings, stdin=subprocess.PIPE), settings)
+        os.environ.setdefault("MLFLOW_TRACKING_URI", stack.mlflow)
+        enter(stack.settings(settings), api_url=f"{stack.prefect}/api")
+        return Api(lambda: _wait_for_servers(stack, settings))  # `up` may be on its way
+    if "PREFECT_API_URL" in os.environ:
+        enter(settings, api_url=os.environ["PREFECT_API_URL"])
+        return Api()
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
     enter(settings, api_url=url)
-    return Api(url, None, settings)
+    log = _log(settings, "api")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        own = subprocess.Popen(
+            [sys.executable, "-m", "flows.api_server", str(port)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # Ctrl-C is for this process, which still reports to the API
+        )
+    return Api(
+        lambda: _wait("api", lambda: own.poll() is None, lambda: _answers(f"{url}/health"), settings), own
+    )
+
+
+def _up(settings: Settings, params: Params, before: Stack) -> Stack:
+    env = {**os.environ, **environment(settings, api_url=f"{settings.prefect_url}/api")}
+    stack = before
+    ports = {"prefect": settings.prefect_port, "mlflow": settings.mlflow_port}
+    _require_free(settings.host, {name: port for name, port in ports.items() if not stack.runs(name)})
+
+    def keep(update: Mapping[str, object]) -> None:
+        nonlocal stack
+        stack = stack.model_copy(update=update)
+        _write(settings, stack)
+
+    def ensure(name: str, command: list[str], extra: Mapping[str, str] = MappingProxyType({})) -> None:
+        if not stack.runs(name):
+            background.start(
+                (name, _mark(settings, name)),
+                command,
+                {**env, **extra},
+                _log(settings, name),
+                lambda process: keep({"processes": (*stack.processes, process)}),
+            )
+
+    if not stack.runs("prefect"):
+        keep({"deployed": ""})
+    ensure("prefect", _prefect_server(settings))
+    ensure("mlflow", *_mlflow_server(settings))
+    _wait_for_servers(stack, settings, "prefect")
+    # Deployments that are there stay as they are: a schedule that was paused in the UI stays paused.
+    plan, digest = _plan(params)
+    if stack.deployed != digest:
+        _deploy(settings, plan, env)
+        keep({"deployed": digest})
+    _wait_for_servers(stack, settings)
+    if not stack.runs("worker"):
+        worker = f"local-{uuid4().hex[:8]}"
+        ensure("worker", _worker(worker), {"MLFLOW_TRACKING_URI": settings.mlflow_url})
+        _wait_for(stack, "worker", lambda: _is_online(stack.prefect, worker), settings)
+    # What answers may be another stack's, which took the port at the same moment.
+    _wait_for_servers(stack, settings)
+    return stack
 
 
 def _prefect_server(settings: Settings) -> list[str]:
@@ -145,19 +193,27 @@ def _mlflow_server(settings: Settings) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "mlflow", "server", *place, *server_options(settings)], SERVER_ENVIRONMENT
 
 
-def _worker() -> list[str]:
-    pool = ["--pool", POOL, "--type", "process", "--limit", "1"]
+def _worker(name: str) -> list[str]:
+    pool = ["--pool", POOL, "--type", "process", "--limit", "1", "--name", name]
     return [sys.executable, "-m", "prefect", "worker", "start", *pool]
 
 
-def _deploy(settings: Settings, params: Params, env: Mapping[str, str]) -> None:
-    """Registers the deployments of infra/prefect/prefect.yaml with the defaults of `params`."""
+def _plan(params: Params) -> tuple[str, str]:
+    """infra/prefect/prefect.yaml with the defaults of `params`, and a digest of all that a
+    deployment is made of."""
     plan = yaml.safe_load((ROOT / "infra" / "prefect" / "prefect.yaml").read_text())
+    flows = [(ROOT / d["entrypoint"].partition(":")[0]).read_text() for d in plan["deployments"]]
     for deployment in plan["deployments"]:
         if deployment["entrypoint"].endswith(":adapt"):
             deployment["parameters"] = {"params": params.model_dump(mode="json")}
+    text = yaml.safe_dump(plan, sort_keys=False)
+    return text, digest_of(text, flows, code_digest())
+
+
+def _deploy(settings: Settings, plan: str, env: Mapping[str, str]) -> None:
+    """Registers the deployments of `plan`."""
     file = settings.root / "prefect.yaml"
-    file.write_text(yaml.safe_dump(plan, sort_keys=False))
+    file.write_text(plan)
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
     deploy = ["deploy", "--all", "--prefect-file", str(file)]
@@ -175,70 +231,47 @@ def _deploy(settings: Settings, params: Params, env: Mapping[str, str]) -> None:
             raise StackError(f"prefect {arguments[0]} failed: {' '.join(last)}")
 
 
-@dataclass(frozen=True)
-class _Started:
-    process: Process
-    handle: subprocess.Popen[bytes]
+def _wait_for_servers(stack: Stack, settings: Settings, *names: str) -> None:
+    health = {"prefect": f"{stack.prefect}/api/health", "mlflow": f"{stack.mlflow}/health"}
+    for name in names or health:
+        _wait_for(stack, name, partial(_answers, health[name]), settings)
 
 
-def _start(
-    name: str,
-    command: list[str],
-    env: Mapping[str, str],
-    settings: Settings,
-    stdin: int = subprocess.DEVNULL,
-) -> _Started:
-    log = _log(settings, name)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        handle = subprocess.Popen(
-            command,
-            env=env,
-            cwd=ROOT,
-            stdin=stdin,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # Ctrl-C in this terminal is not meant for it
-        )
-    created = psutil.Process(handle.pid).create_time()
-    return _Started(Process(name=name, pid=handle.pid, started=created), handle)
+def _wait_for(stack: Stack, name: str, ready: Callable[[], bool], settings: Settings) -> None:
+    process = next(process for process in stack.processes if process.name == name)
+    _wait(name, process.running, ready, settings)
 
 
-def _stop(process: Process) -> bool:
-    found = process.running()
-    if found is None:
+def _wait(name: str, running: Callable[[], bool], ready: Callable[[], bool], settings: Settings) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        if not running():
+            raise StackError(f"{name} stopped while starting; see {_log(settings, name)}")
+        if ready():
+            return
+        if time.monotonic() > deadline:
+            raise StackError(f"{name} was not ready within {READY_TIMEOUT_S} s; see {_log(settings, name)}")
+        time.sleep(0.2)  # between two looks
+
+
+def _answers(url: str) -> bool:
+    try:
+        _open(url, timeout=5).close()
+    except (OSError, HTTPException):
         return False
-    family = [found, *found.children(recursive=True)]
-    # One SIGTERM may not stop a worker; what is left after a while is killed.
-    for ask in (psutil.Process.terminate, psutil.Process.kill):
-        family = _ask(family, ask)
     return True
 
 
-def _ask(family: list[psutil.Process], ask: Callable[[psutil.Process], None]) -> list[psutil.Process]:
-    for member in family:
-        try:
-            ask(member)
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    return alive
-
-
-def _wait(process: Process, address: str, settings: Settings) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.running() is None:
-            raise StackError(f"{process.name} stopped while starting; see {_log(settings, process.name)}")
-        try:
-            urlopen(address, timeout=5).close()  # noqa: S310 - an http address of this machine
-            return
-        except OSError:
-            time.sleep(0.2)  # between two looks
-    raise StackError(
-        f"{process.name} did not answer at {address} within {READY_TIMEOUT_S} s;"
-        f" see {_log(settings, process.name)}"
+def _is_online(prefect: str, worker: str) -> bool:
+    request = Request(  # noqa: S310 - an http address of this machine
+        f"{prefect}/api/work_pools/{POOL}/workers/filter", b"{}", {"Content-Type": "application/json"}
     )
+    try:
+        with _open(request, timeout=5) as response:
+            workers = json.load(response)
+    except (OSError, HTTPException):
+        return False
+    return any(found["name"] == worker and found["status"] == "ONLINE" for found in workers)
 
 
 def _free_port() -> int:
@@ -248,16 +281,27 @@ def _free_port() -> int:
         return port
 
 
-def _require_free(host: str, port: int, name: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StackError(
-                f"{name}: {host}:{port} can't be used ({error.strerror});"
-                f" set REGRAFT_{name.upper()}_PORT to another port"
-            ) from None
+def _require_free(host: str, ports: Mapping[str, int]) -> None:
+    with ExitStack() as held:  # all at once, so that one port for two servers is found out too
+        for name, port in ports.items():
+            probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen()
+            except OSError as error:
+                raise StackError(
+                    f"{name}: {host}:{port} can't be used ({error.strerror});"
+                    f" set REGRAFT_{name.upper()}_PORT to another port"
+                ) from None
+
+
+def _end(settings: Settings, names: Iterable[str]) -> list[str]:
+    return [name for name in names if background.end(_mark(settings, name))]
+
+
+def _mark(settings: Settings, name: str) -> str:
+    return f"{settings.root}:{name}"
 
 
 def _log(settings: Settings, name: str) -> Path:
@@ -272,15 +316,18 @@ def _lock(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _read(settings: Settings) -> tuple[Process, ...]:
+def _read(settings: Settings) -> Stack:
+    """What is on record and runs; at the addresses of `settings` if nothing does."""
+    nothing = Stack(prefect=settings.prefect_url, mlflow=settings.mlflow_url)
     try:
-        return Stack.model_validate_json((settings.root / "stack.json").read_bytes()).processes
+        stack = Stack.model_validate_json((settings.root / "stack.json").read_bytes())
     except (OSError, ValidationError):
-        return ()
+        return nothing
+    running = tuple(process for process in stack.processes if process.running())
+    return stack.model_copy(update={"processes": running}) if running else nothing
 
 
-def _write(settings: Settings, processes: Iterable[Process]) -> None:
-    stack = Stack(prefect=settings.prefect_url, mlflow=settings.mlflow_url, processes=tuple(processes))
+def _write(settings: Settings, stack: Stack) -> None:
     fresh = settings.root / "stack.json.new"
     fresh.write_text(stack.model_dump_json(indent=2) + "\n")
     fresh.replace(settings.root / "stack.json")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tasks.data.image import BadImage
 from tasks.errors import RegraftError
+from tasks.records import digest_of
 from tasks.settings import Settings
 from tasks.stage import stage_key
 
@@ -51,9 +52,10 @@ def seconds_of(flow_run_id: str) -> dict[str, float]:
 def _cache_key(stage: str) -> Callable[[object, dict[str, Any]], str]:
     def key(_context: object, arguments: dict[str, Any]) -> str:
         found = stage_folder(stage, *arguments.values())
-        # Prefect remembers the record; without the folder it describes, it is worth nothing.
+        # Prefect remembers the record; without the folder that it names, it is worth nothing.
         whole = (found / "record.json").exists()
-        return f"{stage}-{found.name}" if whole else f"{stage}-{found.name}-{uuid4().hex}"
+        name = f"{stage}-{digest_of(str(found))[:32]}"
+        return name if whole else f"{name}-{uuid4().hex}"
 
     return key
 

@@ -188,8 +188,10 @@ def _torchvision_network(name: str, size: int | None) -> nn.Module:
     sized = {"image_size": size} if size and name.startswith("vit_") else {}
     network = models.get_model(name, weights=None, **sized)
     # The classifier's last layer is the task's; what enters it is the embedding.
-    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    network.set_submodule(last, nn.Identity())
+    linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise BackboneError(f"torchvision:{name}: its classifier is not linear; choose another network")
+    network.set_submodule(linear[-1], nn.Identity())
     return cast(nn.Module, network)
 
 

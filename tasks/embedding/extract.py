@@ -1,6 +1,5 @@
 """Embedding images: as many symmetric threads as cores, each of which reads, decodes and runs a
-single-threaded forward pass. On a CPU that beats worker processes that decode for one forward
-pass that uses all cores (docs/benchmarks.md)."""
+single-threaded forward pass, so that no core waits for another."""
 
 import hashlib
 import os
