@@ -30,7 +30,13 @@ class Process(BaseModel):
 
     def running(self) -> bool:
         with suppress(psutil.Error):
-            return psutil.Process(self.pid).environ().get(MARK) == self.mark
+            process = psutil.Process(self.pid)
+            for _ in range(20):
+                if not _alive(process):
+                    return False
+                if environ := process.environ():
+                    return environ.get(MARK) == self.mark
+                time.sleep(0.05)  # it reads as empty while one program takes the place of another
         return False
 
 
@@ -75,8 +81,11 @@ def end(mark: str) -> bool:
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         asked: set[psutil.Process] = set()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while (family := _family(mark)) and time.monotonic() < deadline:
-            found = True
+        unseen = 0
+        while unseen < 2 and time.monotonic() < deadline:  # one look may fall into a change of programs
+            family = _family(mark)
+            found = found or bool(family)
+            unseen = 0 if family else unseen + 1
             for member in family - asked:
                 with suppress(psutil.NoSuchProcess):
                     ask(member)

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pydantic import ValidationError
+
 from flows import show, stack
-from tasks.errors import RegraftError
-from tasks.params import Params, load_params
+from tasks.errors import ParamsError, RegraftError, StackError
+from tasks.params import Params, explain, load_params
 from tasks.settings import ROOT, Settings
 
 app = typer.Typer(
@@ -151,10 +153,17 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to carry on", 130)
     except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}{_details()}")
+
+
+def _details() -> str:
+    """Keeps the stack trace where that is possible, and says where."""
+    try:
         log = Settings().root / "error.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(traceback.format_exc())
-        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; details in {log}")
+    except (OSError, ValidationError):
+        return ""
+    return f"; details in {log}"
 
 
 def _fail(message: str, status: int = 1) -> None:
@@ -166,7 +175,18 @@ def _fail(message: str, status: int = 1) -> None:
 def _settings(state: Path | None) -> Settings:
     if state is not None:
         os.environ["REGRAFT_STATE"] = str(state)
-    return Settings()
+    try:
+        settings = Settings()
+        settings.root.mkdir(parents=True, exist_ok=True)
+    except ValidationError as error:
+        raise ParamsError(f"environment, REGRAFT_*: {explain(error)}") from None
+    except OSError as error:
+        raise StackError(
+            f"{settings.root}: can't be the state folder ({error.strerror}); name another with --state"
+        ) from None
+    if not os.access(settings.root, os.W_OK):
+        raise StackError(f"{settings.root}: this state folder is read-only; name another with --state")
+    return settings
 
 
 def _prepare(settings: Settings, params: Params) -> None:

@@ -77,18 +77,17 @@ def result(result: AdaptResult, *, up: bool) -> None:
 
 def versions(found: "Sequence[VersionInfo]") -> None:
     """Prints the registered versions."""
-    table = Table()
-    for column in ("model", "version", "aliases", "balanced accuracy", "log loss", "gate", "created (UTC)"):
-        table.add_column(column)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for column in ("model", "version", "bal. acc.", "log loss", "created (UTC)", "aliases"):
+        table.add_column(column, no_wrap=column != "aliases")
     for version in found:
         table.add_row(
             escape(version.name),
             version.version,
-            escape(", ".join(version.aliases)),
             _number(version.metrics.get("balanced_accuracy")),
             _number(version.metrics.get("log_loss")),
-            "passed" if version.passed else "-",
             f"{version.created:%Y-%m-%d %H:%M}",
+            escape(" ".join(version.aliases)),
         )
     Console().print(table)
 

@@ -14,6 +14,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
@@ -173,6 +174,8 @@ def _up(settings: Settings, params: Params, before: Stack) -> Stack:
         keep({"deployed": digest})
     _wait_for_servers(stack, settings)
     if not stack.runs("worker"):
+        _end(settings, ["worker"])  # runs that outlived theirs
+        _crash_lost_runs(stack.prefect)
         worker = f"local-{uuid4().hex[:8]}"
         ensure("worker", _worker(worker), {"MLFLOW_TRACKING_URI": settings.mlflow_url})
         _wait_for(stack, "worker", lambda: _is_online(stack.prefect, worker), settings)
@@ -263,15 +266,31 @@ def _answers(url: str) -> bool:
 
 
 def _is_online(prefect: str, worker: str) -> bool:
-    request = Request(  # noqa: S310 - an http address of this machine
-        f"{prefect}/api/work_pools/{POOL}/workers/filter", b"{}", {"Content-Type": "application/json"}
-    )
     try:
-        with _open(request, timeout=5) as response:
-            workers = json.load(response)
+        workers = _post(f"{prefect}/api/work_pools/{POOL}/workers/filter", {})
     except (OSError, HTTPException):
         return False
     return any(found["name"] == worker and found["status"] == "ONLINE" for found in workers)
+
+
+def _crash_lost_runs(prefect: str) -> None:
+    """Ends the runs that a worker left behind when it was stopped or died: to Prefect they run for
+    ever, and hold their deployment's concurrency slot as long. Call it while there is no worker."""
+    unfinished = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+    lost = {"work_pools": {"name": {"any_": [POOL]}}, "flow_runs": {"state": unfinished}}
+    crashed = {"type": "CRASHED", "message": "The worker that ran it was stopped or died; start it again."}
+    try:
+        for run in _post(f"{prefect}/api/flow_runs/filter", lost):
+            _post(f"{prefect}/api/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
+    except (OSError, HTTPException) as error:
+        raise StackError(f"prefect: runs of the last worker could not be ended ({error})") from None
+
+
+def _post(url: str, body: object) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - an http address
+    with _open(request, timeout=10) as response:
+        return json.load(response)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) for the session."""
+"""A real S3 server (SeaweedFS), and the stack of `regraft up`, each for the session."""
 
 import json
 import os
@@ -15,6 +15,8 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.stack.local import Local, alive, regraft, start_twice_at_once
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,33 @@ def wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log: 
         else:
             return
     pytest.fail(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty real images of each of three classes, as a folder of class folders."""
+    simulated = pytest.importorskip("conformal_clip_data").textile_simulated_root()
+    folder = tmp_path_factory.mktemp("data") / "textile"
+    for label in ("nominal", "local", "global"):
+        (folder / label).mkdir(parents=True)
+        for file in sorted((Path(str(simulated)) / label).iterdir())[:60]:
+            shutil.copy(file, folder / label)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """The stack; when the tests are over it is taken down, and nothing of it may be left."""
+    local = start_twice_at_once(tmp_path_factory.mktemp("stack") / "state", free_ports(2))
+    try:
+        yield local
+    finally:
+        family = local.processes()
+        done = regraft(["down"], local.env)
+    assert done.stdout == "stopped worker, mlflow, prefect\n", done.stderr + local.logs()
+    assert alive(family) == []
+    assert local.processes() == []
+    for url in (local.prefect, local.mlflow):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) != 0
+    assert regraft(["down"], local.env).stdout == "nothing was running\n"

@@ -12,6 +12,7 @@ from tasks.embedding.cache import EmbeddingCache
 from tasks.errors import CacheError, DataError
 from tasks.head import fit
 from tasks.head.linear import LinearHead
+from tasks.head.solver import Basis
 from tasks.params import HeadParams
 from tasks.records import SPLITS, Embeddings, Manifest, Split, digest_of
 
@@ -192,7 +193,7 @@ def test_one_standard_error__takes_the_most_regularised_within_it() -> None:
 
 def test_cross_validate__has_a_loss_for_each_fold_and_stops_when_it_has_risen_twice(make: Make) -> None:
     x, y = fit.split_data(*make(data(30)), "train")
-    basis = fit.Basis.of(x.astype(np.float64) - x.mean(axis=0))
+    basis = Basis.of(x.astype(np.float64) - x.mean(axis=0))
     strengths = tuple(float(c) for c in np.logspace(-3, 5, 9))
     losses = fit.cross_validate(x, y, HeadParams(strengths=strengths[::-1], folds=3), basis)
     means = [loss.mean() for loss in losses.values()]

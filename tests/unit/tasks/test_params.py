@@ -1,0 +1,185 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tasks.errors import ParamsError
+from tasks.params import LOWER_IS_BETTER, METRICS, Floor, GateParams, Params, load_params
+from tasks.settings import ROOT
+
+FILE = ROOT / "params.yaml"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_params_yaml__is_the_defaults() -> None:
+    assert load_params(FILE) == Params()
+
+
+def test_params_yaml__names_every_field() -> None:
+    # Equal values could be a field that is left out: each is written down.
+    given = yaml.safe_load(FILE.read_text())
+    expected = Params().model_dump(mode="json")
+    assert {name: set(section) for name, section in given.items()} == {
+        name: set(section) for name, section in expected.items()
+    }
+
+
+def test_params_yaml__says_for_each_knob_what_a_change_costs() -> None:
+    fields = {name for section in Params().model_dump().values() for name in section}
+    knobs = [line for line in FILE.read_text().splitlines() if line.strip().split(":")[0] in fields]
+    assert len(knobs) == sum(len(section) for section in Params().model_dump().values())
+    assert [line for line in knobs if not line.partition("#")[2].strip()] == []
+
+
+def _models() -> list[type[BaseModel]]:
+    sections = [field.annotation for field in Params.model_fields.values()]
+    return [Floor, *(section for section in sections if isinstance(section, type))]
+
+
+def test_params__every_field_is_described() -> None:
+    assert len(_models()) == 6
+    nameless = [
+        f"{model.__name__}.{name}"
+        for model in _models()
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+    assert nameless == []
+
+
+def test_params__are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Params().head.folds = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heads: {}", r"heads: unknown field"),
+        ("head: {fold: 3}", r"head\.fold: unknown field \(given: 3\)"),
+        ("gate: {floors: [{metric: ece, limit: 0.1, limt: 2}]}", r"gate\.floors\.0\.limt: unknown field"),
+    ],
+)
+def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        load_params(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("data", "test_fraction", 0),
+        ("data", "test_fraction", 0.9),
+        ("data", "test_fraction", ".nan"),
+        ("data", "validation_fraction", -0.1),
+        ("data", "split_seed", -1),
+        ("data", "min_per_class", 0),
+        ("data", "max_pixels", 0),
+        ("data", "max_quarantined_fraction", 1.01),
+        ("data", "follow_links", "perhaps"),
+        ("embedding", "backbone", "resnet18"),
+        ("embedding", "backbone", "timm:../../etc"),
+        ("embedding", "image_size", 15),
+        ("embedding", "image_size", 2049),
+        ("head", "folds", 1),
+        ("head", "folds", 2.5),
+        ("head", "max_iterations", 9),
+        ("head", "strengths", "[]"),
+        ("evaluation", "bootstrap", 99),
+        ("evaluation", "calibration_bins", 1),
+        ("gate", "metric", "auc"),
+        ("gate", "margin", -0.01),
+        ("gate", "min_test_samples", 0),
+        ("gate", "floors", "[]"),
+    ],
+)
+def test_load__out_of_bounds_is_refused_by_name(
+    tmp_path: Path, section: str, field: str, value: object
+) -> None:
+    with pytest.raises(ParamsError, match=rf"params\.yaml: {section}\.{field}: "):
+        load_params(written(tmp_path, f"{section}: {{{field}: {value}}}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("head: {strengths: [0.1, 0.1]}", "strengths must be positive and distinct"),
+        ("head: {strengths: [0.0, 0.1]}", "strengths must be positive and distinct"),
+        ("data: {test_fraction: 0.6, validation_fraction: 0.4}", "or nothing is left to train on"),
+        ("gate: {floors: [{metric: ece, limit: .nan}]}", r"gate\.floors\.0\.limit: .*finite"),
+    ],
+)
+def test_load__senseless_combination_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        load_params(written(tmp_path, text))
+
+
+def test_load__all_problems_are_told_at_once_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as error:
+        load_params(written(tmp_path, "head: {folds: 1, fold: 3}\ngate: {margin: 2}"))
+    text = str(error.value)
+    assert all(name in text for name in ("head.folds", "head.fold: unknown", "gate.margin"))
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("text", ["head: [", "head: {folds: 3", "a: b: c", "\x00"])
+def test_load__bad_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ParamsError, match=r"params\.yaml: is not YAML") as error:
+        load_params(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_load__binary_file_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ParamsError, match="is not YAML"):
+        load_params(file)
+
+
+def test_load__code_in_yaml_is_not_run(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="is not YAML"):
+        load_params(written(tmp_path, f"head: !!python/object/apply:os.mkdir ['{tmp_path}/ran']"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["- 1", "word", "3"])
+def test_load__other_than_a_mapping_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ParamsError, match="must be a mapping with the sections data, embedding, head"):
+        load_params(written(tmp_path, text))
+
+
+def test_load__missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"none\.yaml: can't be read \(No such file or directory\)"):
+        load_params(tmp_path / "none.yaml")
+
+
+def test_load__folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="can't be read"):
+        load_params(tmp_path)
+
+
+def test_load__partial_file_keeps_the_other_defaults(tmp_path: Path) -> None:
+    read = load_params(written(tmp_path, "head: {folds: 3}"))
+    expected = Params()
+    assert read.head == expected.head.model_copy(update={"folds": 3})
+    assert read.model_copy(update={"head": expected.head}) == expected
+
+
+def test_load__empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_params(written(tmp_path, "# nothing\n")) == Params()
+
+
+def test_params__survive_json() -> None:
+    # How the orchestrator stores and sends them.
+    params = Params(gate=GateParams(floors=(Floor(metric="brier", limit=0.2),)))
+    assert Params.model_validate_json(params.model_dump_json()) == params
+
+
+def test_metrics__lower_is_better_names_metrics() -> None:
+    assert set(METRICS) >= LOWER_IS_BETTER

@@ -1,0 +1,114 @@
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.params import HeadParams
+from tasks.records import DatasetVersion, Difference, Evaluation, Head, Interval, Rejected, digest_of
+
+
+def evaluation(folder: Path, value: float) -> Evaluation:
+    interval = Interval(value=value, low=-math.inf, high=math.inf)
+    return Evaluation(
+        digest="d",
+        folder=str(folder),
+        samples=3,
+        metrics={"ece": interval},
+        per_class={},
+        per_slice={},
+        slice_samples={},
+        champion_version=None,
+        champion_metrics=None,
+        differences={"ece": Difference(metric="ece", value=value, low=value, high=value)},
+    )
+
+
+def test_digest__is_the_sha256_of_the_canonical_json() -> None:
+    # Written out, because a digest that changed would make every stored result unfindable.
+    expected = hashlib.sha256(b'["a",{"b":1,"c":[2.5,null]}]').hexdigest()
+    assert digest_of("a", {"c": [2.5, None], "b": 1}) == expected
+
+
+def test_digest__does_not_depend_on_the_order_of_keys() -> None:
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+
+
+def test_digest__keeps_parts_apart() -> None:
+    assert len({digest_of("a", "b"), digest_of("ab"), digest_of(["a", "b"]), digest_of("b", "a")}) == 4
+
+
+def test_digest__of_a_model_is_that_of_its_json() -> None:
+    params = HeadParams()
+    assert digest_of(params) == digest_of(params.model_dump(mode="json"))
+    assert digest_of(params) != digest_of(HeadParams(folds=3))
+
+
+def test_digest__of_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        digest_of(math.nan)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-300, -0.0])
+def test_record__numbers_come_back_bit_for_bit(tmp_path: Path, value: float) -> None:
+    evaluation(tmp_path, value).save()
+    read = Evaluation.load(tmp_path).metrics["ece"].value
+    assert read.hex() == value.hex()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_record__nan_and_infinity_come_back(tmp_path: Path, value: float) -> None:
+    evaluation(tmp_path, value).save()
+    read = Evaluation.load(tmp_path)
+    assert str(read.metrics["ece"].value) == str(value)
+    assert str(read.differences["ece"].low) == str(value)
+    assert read.metrics["ece"].low == -math.inf
+
+
+def test_record__file_is_strict_json(tmp_path: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    evaluation(tmp_path, math.nan).save()
+    values = json.loads((tmp_path / "record.json").read_text(), parse_constant=refuse)
+    assert values["metrics"]["ece"]["value"] == "nan"
+
+
+def test_record__folder_is_where_it_was_found(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    evaluation(before, 1.0).save()
+    before.rename(after)
+    assert Evaluation.load(after).path == after
+
+
+def test_record__is_frozen_and_knows_its_fields() -> None:
+    values = {"digest": "d", "folder": "/f", "classes": ["a"], "strength": 1, "strengths": {}}
+    made = Head.model_validate({**values, "temperature": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        made.strength = 2.0  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="surplus"):
+        Head.model_validate({**values, "temperature": 1, "surplus": 1})
+
+
+def test_dataset__identity_is_content_layout_and_what_was_rejected() -> None:
+    version = DatasetVersion(
+        digest="d.dir",
+        folder="/f",
+        source="/s",
+        layout="folders",
+        table=None,
+        files=2,
+        size_bytes=10,
+        rejected=(),
+    )
+    moved = version.model_copy(update={"folder": "/g", "source": "/t"})
+    assert moved.identity == version.identity
+    others = [
+        version.model_copy(update={"digest": "e.dir"}),
+        version.model_copy(update={"layout": "table", "table": "a.csv"}),
+        version.model_copy(update={"rejected": (Rejected(path="a", reason="broken link"),)}),
+    ]
+    assert len({version.identity, *(other.identity for other in others)}) == 4
