@@ -3,15 +3,16 @@
 from prefect import flow
 
 from flows import artifacts
-from flows.run import Run
-from tasks.data.source import BUILTIN
+from flows.champion import champion_on_test
+from flows.run import Run, model_name
 from tasks.data.task import audit_images, build_manifest, version_data
 from tasks.embedding.task import embed_samples, resolve_backbone
 from tasks.evaluation.task import decide, evaluate_head
-from tasks.head.task import train_head
-from tasks.params import Params
+from tasks.head.task import check_folds, train_head
+from tasks.params import BUILTIN, Params
 from tasks.records import AdaptResult
-from tasks.registry.task import champion_or_problem, find_finished, register
+from tasks.registry.names import check_name
+from tasks.registry.task import find_finished, register
 
 
 @flow(name="adapt", persist_result=True, result_serializer="json")
@@ -24,9 +25,10 @@ def adapt(data: str = BUILTIN, name: str | None = None, params: Params = Params(
         name: Name of the model in the registry; empty: after the data.
         params: See params.yaml.
     """
+    name = check_name(name or model_name(data))
     dataset = version_data(data, params.data)
     backbone = resolve_backbone(params.embedding)
-    run = Run.of(name, data, params, dataset, backbone)
+    run = Run.of(name, params, dataset, backbone)
 
     # The key names data, parameters, code and backbone: what was decided on them stays decided.
     finished = find_finished(run.name, run.key)
@@ -36,6 +38,7 @@ def adapt(data: str = BUILTIN, name: str | None = None, params: Params = Params(
     audit = audit_images(dataset, params.data)
     manifest = build_manifest(dataset, audit, params.data)
     artifacts.publish_data(dataset, audit, manifest)
+    check_folds(manifest, params.head)
 
     # Only samples that the cache lacks are computed, whatever else changed.
     embeddings = embed_samples(manifest, dataset, backbone, params.data)
@@ -43,12 +46,7 @@ def adapt(data: str = BUILTIN, name: str | None = None, params: Params = Params(
 
     # The champion is judged anew on today's test split, never by its old numbers; one that can't
     # be loaded closes the gate.
-    champion, problem = champion_or_problem(run.name)
-    champion_embeddings = (
-        embed_samples(manifest, dataset, champion.backbone, params.data, splits=("test",))
-        if champion
-        else None
-    )
+    champion, champion_embeddings, problem = champion_on_test(run.name, manifest, dataset, params.data)
     evaluation = evaluate_head(manifest, embeddings, head, champion, champion_embeddings, params.evaluation)
     decision = decide(evaluation, params.gate, champion.version if champion else None, problem)
     artifacts.publish_gate(decision, evaluation)

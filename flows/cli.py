@@ -6,16 +6,16 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from pydantic import ValidationError
 
 from flows import show, stack
 from tasks.errors import ParamsError, RegraftError, StackError
-from tasks.params import Params, explain, load_params
+from tasks.params import BUILTIN, Params, explain, load_params
 from tasks.settings import ROOT, Settings
 
 app = typer.Typer(
@@ -31,7 +31,6 @@ app.add_typer(models_app, name="models")
 
 State = Annotated[Path | None, typer.Option("--state", help="Folder of all state.", show_default=".regraft")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of the output.")]
-BUILTIN = "builtin:surface-inspection"
 
 
 @app.command()
@@ -75,14 +74,17 @@ def data_checkout(
     """Bring back the exact files that made a model version."""
     settings = _settings(state)
     from tasks.data.version import checkout
-    from tasks.registry.versions import data_of
+    from tasks.registry.versions import origin_of
 
-    text, _ = data_of(model, settings)
-    version = checkout(text, to, settings, force=force)
+    origin = origin_of(model, settings)
+    version = checkout(origin.dvc_file, to, settings, force=force)
+    params = version.path / "data.params.yaml"
+    params.write_text(origin.params, encoding="utf-8")
     _tell(
         as_json,
         {"data": str(version.data), "digest": version.digest, "files": version.files},
-        f"{version.files:,} files of {version.digest} are in {version.data}",
+        f"{version.files:,} files of {version.digest} are in {version.data};"
+        f" the parameters that go with them are in {params}",
     )
 
 
@@ -118,7 +120,7 @@ def models_promote(
     from flows.promote import promote
 
     api.wait()
-    promotion = promote(name=name, version=version, by=by or getpass.getuser(), reason=reason)
+    promotion = promote(name=name, version=version, by=by or _user(), reason=reason)
     done = "is the champion now" if promotion.changed else "was the champion already"
     _tell(as_json, promotion.model_dump(mode="json"), f"{name} version {promotion.version} {done}")
 
@@ -146,6 +148,9 @@ def ui(state: State = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Runs a command; a failure is one line and a non-zero exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ≥ or – still gets its result
     try:
         app()
     except RegraftError as error:
@@ -189,6 +194,13 @@ def _settings(state: Path | None) -> Settings:
     return settings
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without an entry for its user
+        return f"uid {os.getuid()}"
+
+
 def _prepare(settings: Settings, params: Params) -> None:
     """Imports and opens what `adapt` begins with; what is wrong the flow finds, and says, again."""
     from tasks.embedding.task import remembered
@@ -200,7 +212,10 @@ def _prepare(settings: Settings, params: Params) -> None:
 
 
 def _params(file: Path | None) -> Params:
-    return load_params(file or ROOT / "params.yaml")
+    default = ROOT / "params.yaml"
+    if file is None and not default.exists():  # installed without the checkout
+        return Params()
+    return load_params(file or default)
 
 
 def _addresses(started: stack.Stack) -> str:

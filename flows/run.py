@@ -1,8 +1,10 @@
 """What an adapt run knows of itself: its name and key, and its result."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from prefect.runtime import flow_run
@@ -42,10 +44,7 @@ class Run:
     backbone: Backbone
 
     @classmethod
-    def of(
-        cls, name: str | None, data: str, params: Params, dataset: DatasetVersion, backbone: Backbone
-    ) -> Self:
-        name = name or model_name(data)
+    def of(cls, name: str, params: Params, dataset: DatasetVersion, backbone: Backbone) -> Self:
         key = digest_of(name, dataset.identity, params, code_digest(), backbone.digest)
         return cls(name, key, params, dataset, backbone)
 
@@ -119,14 +118,16 @@ class Run:
 
 
 def model_name(data: str) -> str:
-    """A model's name after its data: the last part of the path, in the letters a name may have."""
-    last = re.split(r"[/:\\]", data.rstrip("/\\"))[-1]
-    stem = re.sub(r"\.(csv|parquet)$", "", last)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "model"
+    """A model's name after its data: the last part of the path, in the letters a name may have; with
+    a digest where other letters had to go, so that two folders do not become one model."""
+    place = data if ":" in data else str(Path(data).expanduser().resolve())
+    stem = re.sub(r"\.(csv|parquet)$", "", re.split(r"[/:]", place.rstrip("/"))[-1])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80]
+    return name if name == stem else f"{name or 'model'}-{digest_of(stem)[:8]}"
 
 
 def _flow_run_url() -> str:
-    return f"{Settings().prefect_url}/runs/flow-run/{flow_run.id}"
+    return f"{os.environ.get('PREFECT_UI_URL', Settings().prefect_url)}/runs/flow-run/{flow_run.id}"
 
 
 def _git_commit() -> str | None:

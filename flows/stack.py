@@ -120,6 +120,7 @@ def api(settings: Settings) -> Api:
         enter(stack.settings(settings), api_url=f"{stack.prefect}/api")
         return Api(lambda: _wait_for_servers(stack, settings))  # `up` may be on its way
     if "PREFECT_API_URL" in os.environ:
+        os.environ.setdefault("PREFECT_UI_URL", os.environ["PREFECT_API_URL"].removesuffix("/api"))
         enter(settings, api_url=os.environ["PREFECT_API_URL"])
         return Api()
     port = _free_port()
@@ -208,7 +209,8 @@ def _plan(params: Params) -> tuple[str, str]:
     flows = [(ROOT / d["entrypoint"].partition(":")[0]).read_text() for d in plan["deployments"]]
     for deployment in plan["deployments"]:
         if deployment["entrypoint"].endswith(":adapt"):
-            deployment["parameters"] = {"params": params.model_dump(mode="json")}
+            own = deployment.get("parameters", {})
+            deployment["parameters"] = {"params": params.model_dump(mode="json"), **own}
     text = yaml.safe_dump(plan, sort_keys=False)
     return text, digest_of(text, flows, code_digest())
 

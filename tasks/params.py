@@ -11,6 +11,8 @@ from tasks.errors import ParamsError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+BUILTIN = "builtin:surface-inspection"  # the dataset that the extra `demo` ships
+
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece"]
 LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "brier", "ece"})

@@ -1,7 +1,8 @@
 """What the entries of `dvc repro` share: the stages of the flow, as commands over fixed places.
 
 The dataset is `data` (with `data.dvc`) in the working directory, as `regraft data checkout` leaves
-it; each stage writes `<state>/repro/<stage>`. The embedding cache is the flow's.
+it; each stage writes `.regraft/repro/<stage>` below it, as dvc.yaml says. The embedding cache is the
+flow's.
 """
 
 import shutil
@@ -11,12 +12,11 @@ from pathlib import Path
 
 from tasks.errors import RegraftError
 from tasks.params import Params, load_params
-from tasks.settings import Settings
 
 
 def place(stage: str) -> Path:
     """Where the result of a stage lies."""
-    return Settings().root / "repro" / stage
+    return Path(".regraft", "repro", stage).resolve()
 
 
 def fresh(stage: str) -> Path:

@@ -2,6 +2,7 @@
 once, and a folder that exists is complete."""
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -19,12 +20,15 @@ R = TypeVar("R", bound=StageRecord)
 
 @lru_cache
 def code_digest() -> str:
-    """Hex SHA-256 over the source of the `tasks` package."""
+    """Hex SHA-256 over the source of the `tasks` package and the versions of the libraries that
+    compute results."""
     root = Path(__file__).parent
     sources = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         sources.update(f"{file.relative_to(root)}\0".encode())
         sources.update(hashlib.sha256(file.read_bytes()).digest())
+    for library in ("numpy", "pandas", "pillow", "pyarrow", "scikit-learn", "scipy", "torch"):
+        sources.update(f"{library} {importlib.metadata.version(library)}\0".encode())
     return sources.hexdigest()
 
 

@@ -20,11 +20,13 @@ _STRENGTH = {"train": 0, "validation": 1, "test": 2}  # who keeps content that t
 def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) -> Manifest:
     """Writes `manifest.parquet` into `out`.
 
-    A given split is kept; other samples are split by a hash of their group or content. Content
-    that occurs in several splits stays in the one that judges (test, then validation).
+    A given split is kept, and holds for the whole group; other samples are split by a hash of their
+    group or content. While no validation samples are given, some of the given train become that.
+    Content that occurs in several splits stays in the one that judges (test, then validation).
 
     Raises:
-        DataError: no test samples were given, or a class has too few samples in a split.
+        DataError: no test samples were given, a group was given to several splits, or a class has
+            too few samples in a split.
     """
     frame = _samples(version, audit)
     slices = tuple(column for column in frame.columns if column not in _COLUMNS)
@@ -85,6 +87,7 @@ def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
     given = list(frame["split"])
     if not any(given):
         return list(hashed)
+    given = _of_the_group(frame["group"], given)
     assigned = [own or other for own, other in zip(given, hashed, strict=True)]
     if "test" not in assigned:
         raise DataError(
@@ -95,6 +98,21 @@ def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
         held_out = split.assign(keys, seed, 0.0, validation)
         assigned = [other if own == "train" else own for own, other in zip(assigned, held_out, strict=True)]
     return assigned
+
+
+def _of_the_group(groups: pd.Series, given: list[str]) -> list[str]:
+    """Rows without a given split take that of their group.
+
+    Raises:
+        DataError: a group is given to several splits.
+    """
+    of_group: dict[str, str] = {}
+    for group, own in zip(groups, given, strict=True):
+        if group and own and of_group.setdefault(group, own) != own:
+            raise DataError(
+                f"group {group!r} is given to {of_group[group]} and to {own}; a group belongs to one split"
+            )
+    return [own or of_group.get(group, "") for group, own in zip(groups, given, strict=True)]
 
 
 def _conflicts(frame: pd.DataFrame) -> tuple[Rejected, ...]:

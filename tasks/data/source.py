@@ -13,12 +13,11 @@ from typing import Literal
 
 from tasks.data import split, table
 from tasks.errors import DataError
-from tasks.params import DataParams
+from tasks.params import BUILTIN, DataParams
 from tasks.records import Rejected
 from tasks.settings import Settings
 
 Layout = Literal["folders", "split_folders", "table"]
-BUILTIN = "builtin:surface-inspection"
 _OUTSIDE = "link leads outside the dataset's folder (data.follow_links would follow it)"
 
 

@@ -23,6 +23,8 @@ from tasks.params import DataParams
 from tasks.records import DatasetVersion, Rejected, digest_of
 from tasks.settings import Settings
 
+SNAPSHOTS = 5  # versions of which the files are kept at hand
+
 
 def version_data(source: str, params: DataParams, settings: Settings) -> DatasetVersion:
     """Versions a dataset: afterwards DVC's remote holds it, and the workspace is a copy of it.
@@ -55,16 +57,20 @@ def version_data(source: str, params: DataParams, settings: Settings) -> Dataset
             _write_state(workspace, {**state, "digest": file.digest})
         if params.git_commit:
             git.commit_dvc_file(workspace / "data.dvc", file.digest)
-    return DatasetVersion(
-        digest=file.digest,
-        folder=str(workspace),
-        source=listing.source,
-        layout=listing.layout,
-        table=listing.table,
-        files=file.files,
-        size_bytes=file.size_bytes,
-        rejected=rejected,
-    )
+        version = DatasetVersion(
+            digest=file.digest,
+            folder=str(workspace),
+            source=listing.source,
+            layout=listing.layout,
+            table=listing.table,
+            files=file.files,
+            size_bytes=file.size_bytes,
+            rejected=rejected,
+        )
+        snapshot = settings.root / "versions" / version.identity[:16]
+        if mirrored.edited:  # the snapshot is linked to the damaged copies
+            shutil.rmtree(snapshot, ignore_errors=True)
+        return _snapshot(version, snapshot)
 
 
 def checkout(dvc_file: str, to: Path, settings: Settings, force: bool = False) -> DatasetVersion:
@@ -101,6 +107,10 @@ def checkout(dvc_file: str, to: Path, settings: Settings, force: bool = False) -
         if not data.exists():
             (arriving / "data").rename(data)
         (arriving / "data.dvc").replace(to / "data.dvc")
+    except BaseException:
+        if (arriving / "replaced").exists() and not data.exists():
+            (arriving / "replaced").rename(data)
+        raise
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
     return opened(to)
@@ -130,6 +140,31 @@ def opened(folder: Path) -> DatasetVersion:
         size_bytes=file.size_bytes,
         rejected=file.rejected,
     )
+
+
+def _snapshot(version: DatasetVersion, folder: Path) -> DatasetVersion:
+    """The version in a folder of its own, which no later run on the same source changes: hard links
+    to the workspace's files. The oldest snapshots go; what they held, the remote has."""
+    versions = folder.parent
+    if not folder.exists():
+        versions.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".", dir=versions))
+        try:
+            shutil.copytree(version.data, made / "data", copy_function=os.link)
+            shutil.copyfile(version.dvc_file, made / "data.dvc")
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # another source with the same content was quicker
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    os.utime(folder)
+    kept = sorted(
+        (p for p in versions.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
+    )
+    for old in kept[:-SNAPSHOTS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return version.model_copy(update={"folder": str(folder)})
 
 
 def _name(source: str) -> str:

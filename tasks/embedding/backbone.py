@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor, nn
 
+from tasks.data.image import DECODER
 from tasks.embedding.source import EMBEDDING_VERSION, file_digest, local_file, packaged_file
 from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
 from tasks.errors import BackboneError
@@ -57,7 +58,9 @@ def resolve(params: EmbeddingParams, store: Path) -> Backbone:
 
 def fingerprint(backbone: Backbone) -> str:
     """Digest of everything that changes the vectors; where the weights lie does not."""
-    return digest_of(EMBEDDING_VERSION, backbone.model_dump(mode="json", exclude={"digest", "weights"}))
+    decoder = (DECODER, f"pillow {importlib.metadata.version('pillow')}")  # decodes and resizes
+    described = backbone.model_dump(mode="json", exclude={"digest", "weights"})
+    return digest_of(EMBEDDING_VERSION, decoder, described)
 
 
 def load(backbone: Backbone) -> nn.Module:

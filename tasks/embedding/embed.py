@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from tasks.embedding.cache import EmbeddingCache, write_durably
 from tasks.errors import CacheError
-from tasks.records import Backbone, Embeddings, Manifest, Split, digest_of
+from tasks.records import SPLITS, Backbone, Embeddings, Manifest, Split, digest_of
 
 
 def run(
@@ -16,7 +16,7 @@ def run(
     backbone: Backbone,
     root: Path,
     max_pixels: int,
-    splits: Sequence[Split] = ("train", "validation", "test"),
+    splits: Sequence[Split] = SPLITS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embeddings:
     """Embeds what the cache lacks, and proves that nothing is lacking.

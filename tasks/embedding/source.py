@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from tasks.data.image import DECODER
 from tasks.errors import BackboneError
 from tasks.params import EmbeddingParams
 from tasks.records import digest_of
@@ -31,8 +32,8 @@ def source_identity(params: EmbeddingParams) -> str:
     """
     library = params.backbone.split(":", 1)[0]
     file = packaged_file(params.backbone) if params.weights == "auto" else local_file(params.weights)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in (library, "torch")]
-    return digest_of(params, versions, EMBEDDING_VERSION, file_digest(file) if file else "hub")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in (library, "torch", "pillow")]
+    return digest_of(params, versions, EMBEDDING_VERSION, DECODER, file_digest(file) if file else "hub")
 
 
 def packaged_file(backbone: str) -> Path | None:

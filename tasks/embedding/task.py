@@ -11,7 +11,7 @@ from tasks.embedding import embed, source
 from tasks.embedding.cache import write_durably
 from tasks.errors import DataError
 from tasks.params import DataParams, EmbeddingParams
-from tasks.records import Backbone, DatasetVersion, Embeddings, Manifest, Split, digest_of
+from tasks.records import SPLITS, Backbone, DatasetVersion, Embeddings, Manifest, Split, digest_of
 from tasks.settings import Settings
 from tasks.task import options
 
@@ -44,7 +44,7 @@ def embed_samples(
     dataset: DatasetVersion,
     backbone: Backbone,
     params: DataParams,
-    splits: tuple[Split, ...] = ("train", "validation", "test"),
+    splits: tuple[Split, ...] = SPLITS,
 ) -> Embeddings:
     """Embeds what the cache lacks."""
     try:

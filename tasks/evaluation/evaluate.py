@@ -17,6 +17,8 @@ from tasks.evaluation.metrics import Bootstrap, Floats, bootstrap, distributions
 from tasks.params import EvaluationParams
 from tasks.records import Evaluation, Interval, Manifest, digest_of
 
+SLICE_VALUES = 100  # of a slice column, the most frequent; a column of ids is no column of slices
+OTHER = "(other)"  # the slice of the samples with rarer values
 MISSING = "(missing)"  # the slice of the samples that have no value in a slice column
 
 
@@ -116,6 +118,8 @@ def _slices(
     for column in columns:
         missing = test[column].isna()
         values = test[column].astype(object).map(str).mask(missing, MISSING)
+        frequent = values.value_counts().index[:SLICE_VALUES]
+        values = values.where(values.isin(frequent), OTHER)
         for value, rows in sorted(values.groupby(values).indices.items()):
             metrics[f"{column}={value}"] = _bootstrap(p[rows], y[rows], params).intervals()
             samples[f"{column}={value}"] = len(rows)

@@ -156,7 +156,8 @@ def interval(point: float, draws: Floats) -> Interval:
 
     The percentile method is too narrow for very few samples, and has no width where all
     resamples agree (an accuracy of exactly 1). Resampling adds to the ECE, which noise only ever
-    raises, so the interval of a small ECE lies to the right of its point estimate.
+    raises, so the interval of a small ECE lies to the right of its point estimate; it is widened to
+    hold the point.
     """
     if not np.isfinite(point):
         return Interval(value=np.nan, low=np.nan, high=np.nan)
@@ -164,7 +165,7 @@ def interval(point: float, draws: Floats) -> Interval:
     if defined.size == 0:
         return Interval(value=point, low=point, high=point)
     low, high = np.quantile(defined, [0.025, 0.975])
-    return Interval(value=point, low=low, high=high)
+    return Interval(value=point, low=min(low, point), high=max(high, point))
 
 
 def distributions(probabilities: Floats) -> NDArray[np.bool_]:

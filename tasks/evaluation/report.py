@@ -150,11 +150,13 @@ def _rejected(title: str, samples: Sequence[Rejected], meaning: str) -> str:
 
 def _verdict(decision: Decision) -> str:
     failed = [escape(reason.check) for reason in decision.reasons if not reason.passed]
-    against = (
-        "there is no champion yet"
-        if decision.champion_version is None
-        else f"the champion is version {escape(decision.champion_version)}"
-    )
+    compared = next((reason for reason in decision.reasons if reason.check == "champion"), None)
+    if decision.champion_version is not None:
+        against = f"the champion is version {escape(decision.champion_version)}"
+    elif compared is not None and not compared.passed:
+        against = "the champion could not be compared"
+    else:
+        against = "there is no champion yet"
     if decision.passed:
         return f"The model may be registered: all {len(decision.reasons)} checks passed; {against}."
     return (

@@ -10,6 +10,7 @@ penalty stays a sum over coordinates, and s = (λ/4 + 1/(CN))^−½ makes the cu
 in every direction (¼ bounds the softmax's own curvature). The minimum is the same.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+
+log = logging.getLogger(__name__)
 
 Matrix = NDArray[np.float64]
 
@@ -55,7 +58,7 @@ def solve(
             lbfgs has the same rule and default).
 
     Returns:
-        W V [C, D] and b [C].
+        W V [C, D] and b [C]; where `max_iterations` came first, a warning is logged.
     """
     n, d = z.shape
     rows = np.arange(n)
@@ -93,5 +96,14 @@ def solve(
         callback=stop_when_flat,
         options={"maxiter": max_iterations, "maxcor": 20, "ftol": 0.0, "gtol": 0.0},
     )
+    objective(solution.x)  # the last evaluation may have been another point's
+    if steepest > tolerance:
+        log.warning(
+            "C = %g: the gradient is %.1e after %d iterations, not %.0e",
+            strength,
+            steepest,
+            solution.nit,
+            tolerance,
+        )
     u = solution.x.reshape(classes, d + 1)
     return u[:, :d] * scale, u[:, d]

@@ -19,7 +19,7 @@ from tasks.registry import bundle, names, package
 from tasks.registry.adapt_run import AdaptRun, decision_file, metrics, parameters, tags
 from tasks.registry.names import CHALLENGER, RUN_KEY, check_name
 from tasks.registry.promote import first_champion
-from tasks.registry.tracking import connect, experiment, lock, tracking_uri
+from tasks.registry.tracking import connect, experiment, lock, public, tracking_uri
 from tasks.registry.versions import RESULT, aliases, find_run, registered, version_of_run
 from tasks.settings import Settings
 
@@ -172,6 +172,6 @@ def _registration(
 
 
 def _run_url(run_id: str, experiment_id: str, settings: Settings) -> str:
-    uri = tracking_uri(settings)
+    uri = public(tracking_uri(settings))
     server = uri.rstrip("/") if uri.startswith("http") else settings.mlflow_url
     return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -4,7 +4,6 @@ from typing import Any
 
 from prefect import task
 
-from tasks.errors import RegistryError
 from tasks.records import Champion, Promotion, Registration
 from tasks.registry.adapt_run import AdaptRun
 from tasks.settings import Settings
@@ -25,14 +24,6 @@ def load_champion(name: str) -> Champion | None:
     from tasks.registry.versions import champion
 
     return champion(name, Settings())
-
-
-def champion_or_problem(name: str) -> tuple[Champion | None, str | None]:
-    """The champion, or why it can't be had; neither where there is none yet."""
-    try:
-        return load_champion(name), None
-    except RegistryError as error:
-        return None, str(error)
 
 
 @task(name="register", **options())

@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
@@ -27,14 +30,39 @@ def artifacts_folder(settings: Settings) -> Path:
 
 
 def connect(settings: Settings) -> MlflowClient:
-    """A client of the tracking store and registry; a local store is set up at the first call."""
+    """A client of the tracking store and registry; a local store is set up at the first call.
+
+    Raises:
+        RegistryError: the server does not answer.
+    """
     uri = tracking_uri(settings)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith("sqlite:"):
         (settings.root / "mlflow").mkdir(parents=True, exist_ok=True)
         with lock(settings, "store"):  # two processes that create the tables at once collide
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
-    return client
+        return client
+    if uri.startswith(("http:", "https:")):
+        _require_answer(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _require_answer(uri: str) -> None:
+    """Asks once, shortly: MLflow's own client tries for minutes, without a word."""
+    try:
+        urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()  # noqa: S310 - http, as checked
+    except HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise RegistryError(
+            f"MLflow at {public(uri)} does not answer ({reason}); start it, or see MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def public(uri: str) -> str:
+    """Without the user and password."""
+    return re.sub(r"//[^/\s@]*@", "//", uri)
 
 
 def experiment(client: MlflowClient, name: str, settings: Settings) -> Experiment:

@@ -6,8 +6,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -31,10 +33,11 @@ from tasks.registry.names import (
     RUN_KEY,
     check_name,
 )
-from tasks.registry.tracking import connect, lock, tracking_uri
+from tasks.registry.tracking import connect, lock, public, tracking_uri
 from tasks.settings import Settings
 from tasks.stage import sync_tree
 
+PARAMS = "params.yaml"  # artifact of a run
 RESULT = "result.json"  # artifact of a finished run
 _URI = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
 
@@ -63,7 +66,9 @@ def list_versions(settings: Settings, name: str | None = None) -> list[VersionIn
     """
     client = connect(settings)
     if name is not None and aliases(client, check_name(name)) is None:
-        raise RegistryError(f"{name}: no such model at {tracking_uri(settings)}; see `regraft models`")
+        raise RegistryError(
+            f"{name}: no such model at {public(tracking_uri(settings))}; see `regraft models list`"
+        )
     held: dict[str, dict[str, str]] = {}
     found = []
     for version in _search(client, f"name='{name}'" if name else None):
@@ -119,7 +124,7 @@ def find_run(client: MlflowClient, run_key: str, name: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def finished(run_key: str, name: str, settings: Settings) -> dict[str, object] | None:
+def finished(run_key: str, name: str, settings: Settings) -> dict[str, Any] | None:
     """The result of an adapt run that need not be repeated: it is complete, and either its version
     still exists or the champion it was rejected against is still the champion."""
     client = connect(settings)
@@ -134,7 +139,9 @@ def finished(run_key: str, name: str, settings: Settings) -> dict[str, object] |
         return None
     with tempfile.TemporaryDirectory() as folder:
         file = client.download_artifacts(run.info.run_id, RESULT, folder)
-        result: dict[str, object] = json.loads(Path(file).read_text())
+        result: dict[str, Any] = json.loads(Path(file).read_text())
+    if version := result["registration"]["version"]:  # aliases may have moved since
+        result["registration"]["version"] = registered(client, name, version["version"]).model_dump()
     return result
 
 
@@ -148,7 +155,7 @@ def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion:
         return client.get_model_version(check_name(name), version)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RegistryError(f"{name}: has no version {version}; see `regraft models`") from None
+            raise RegistryError(f"{name}: has no version {version}; see `regraft models list`") from None
         raise
 
 
@@ -198,8 +205,17 @@ def champion(name: str, settings: Settings) -> Champion | None:
     )
 
 
-def data_of(model_uri: str, settings: Settings) -> tuple[str, Path]:
-    """The text of the .dvc file and the manifest (a local Parquet file) behind a version.
+@dataclass(frozen=True)
+class Origin:
+    """What made a version."""
+
+    dvc_file: str  # the text of its data.dvc
+    manifest: Path  # a local Parquet file
+    params: str  # the text of its params.yaml, complete
+
+
+def origin_of(model_uri: str, settings: Settings) -> Origin:
+    """The data and parameters that made a version.
 
     Args:
         model_uri: `models:/NAME/3` or `models:/NAME@champion`.
@@ -215,7 +231,7 @@ def data_of(model_uri: str, settings: Settings) -> tuple[str, Path]:
     if alias is not None:
         number = (aliases(client, check_name(name)) or {}).get(alias)
         if number is None:
-            raise RegistryError(f"{model_uri}: no version has this alias; see `regraft models`")
+            raise RegistryError(f"{model_uri}: no version has this alias; see `regraft models list`")
     version = get_version(client, name, number)
     digest = version.tags.get(DATA)
     if digest is None or not version.run_id:
@@ -224,10 +240,11 @@ def data_of(model_uri: str, settings: Settings) -> tuple[str, Path]:
     with lock(settings, f"package-{name}"), _into(folder) as made:
         location = client.get_run(version.run_id).info.artifact_uri
         _download(settings, f"{location}/data", made)
+        params = client.download_artifacts(version.run_id, PARAMS, str(made))
     text = (folder / "data.dvc").read_text(encoding="utf-8")
     if digest not in text:
         raise RegistryError(f"{model_uri}: its data.dvc does not name the data version {digest}")
-    return text, folder / "manifest.parquet"
+    return Origin(text, folder / "manifest.parquet", (folder / Path(params).name).read_text(encoding="utf-8"))
 
 
 def _search(client: MlflowClient, query: str | None) -> Iterator[ModelVersion]:
@@ -282,6 +299,6 @@ def _download(settings: Settings, uri: str, out: Path) -> None:
             found = download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=where)
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise RegistryError(f"{uri}: can't be downloaded from {where} ({reason})") from None
+            raise RegistryError(f"{uri}: can't be downloaded from {public(where)} ({reason})") from None
         for file in Path(found).iterdir():
             file.replace(out / file.name)

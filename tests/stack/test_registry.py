@@ -17,17 +17,19 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 
 from tasks.errors import RegistryError
+from tasks.params import Params
 from tasks.records import Decision, Registration
 from tasks.registry import package
 from tasks.registry.adapt_run import AdaptRun
 from tasks.registry.promote import promote
 from tasks.registry.register import record
 from tasks.registry.tracking import SERVER_ENVIRONMENT, connect, experiment, server_options
-from tasks.registry.versions import aliases, champion, data_of, finished, list_versions
+from tasks.registry.versions import aliases, champion, finished, list_versions, origin_of
 from tasks.settings import Settings
 from tests.stack.mlflow_server import BIN, free_port, running
 from tests.stack.registry_case import CLASSES, DATA_DIGEST, adapt_run, decision
@@ -190,23 +192,24 @@ def test_champion__that_regraft_did_not_register_is_an_error(
     with pytest.raises(RegistryError, match="was not registered by Regraft"):
         champion("foreign", settings)
     with pytest.raises(RegistryError, match="is not known"):
-        data_of("models:/foreign/1", settings)
+        origin_of("models:/foreign/1", settings)
     client.delete_registered_model_alias("foreign", "champion")
     with pytest.raises(RegistryError, match="carries no decision"):
         promote("foreign", "1", "ada", "because", settings)
 
 
 @pytest.mark.usefixtures("direct")
-def test_data_of__gives_the_dvc_file_and_the_manifest(
+def test_origin_of__gives_data_manifest_and_parameters(
     first: Registration, run: AdaptRun, settings: Settings
 ) -> None:
     for uri in ("models:/wear/1", "models:/wear@champion"):
-        text, manifest = data_of(uri, settings)
-        assert text == run.data.dvc_file.read_text()
-        assert manifest.read_bytes() == run.manifest.file.read_bytes()
+        origin = origin_of(uri, settings)
+        assert origin.dvc_file == run.data.dvc_file.read_text()
+        assert origin.manifest.read_bytes() == run.manifest.file.read_bytes()
+        assert Params.model_validate(yaml.safe_load(origin.params)) == run.params
     for wrong in ("models:/wear/99", "models:/wear@blue", "models:/wear/Production", "wear"):
         with pytest.raises(RegistryError):
-            data_of(wrong, settings)
+            origin_of(wrong, settings)
 
 
 @pytest.mark.usefixtures("served")

@@ -216,3 +216,24 @@ def test_manifest__too_few_of_a_class_shows_all_counts(run: Run) -> None:
 def test_manifest__only_one_class_left(run: Run) -> None:
     with pytest.raises(DataError, match=r"only one class is left \(cat\)"):
         run(folders(50, ("cat",)))
+
+
+def test_manifest__rows_without_a_split_take_their_groups(run: Run) -> None:
+    # Of each group of three rows only the first says where it belongs.
+    splits = ("train", "validation", "test")
+    rows = [
+        (f"{group}-{row}.jpg", ("cat", "dog")[row % 2], splits[group % 3] if row == 0 else "", f"g{group}")
+        for group in range(12)
+        for row in range(3)
+    ]
+    got = run({row[0]: row[0] for row in rows}, csv(rows, "path,label,split,group"))
+    table = table_of(got)
+    assert {group: set(of) for group, of in table.groupby("group")["split"]} == {
+        f"g{group}": {splits[group % 3]} for group in range(12)
+    }
+
+
+def test_manifest__group_in_two_given_splits_is_an_error(run: Run) -> None:
+    rows = [("a.jpg", "cat", "train", "g"), ("b.jpg", "dog", "test", "g")]
+    with pytest.raises(DataError, match=r"group 'g' is given to (train and to test|test and to train)"):
+        run({row[0]: row[0] for row in rows}, csv(rows, "path,label,split,group"))

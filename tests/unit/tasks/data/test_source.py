@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tasks.data.s3 import unsafe
-from tasks.data.source import BUILTIN, Listing, list_source
+from tasks.data.source import Listing, list_source
 from tasks.errors import DataError
-from tasks.params import DataParams
+from tasks.params import BUILTIN, DataParams
 from tasks.settings import Settings
 
 

@@ -67,13 +67,32 @@ def no_dvc(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
+def workspace(settings: Settings) -> Path:
+    (folder,) = (path for path in (settings.root / "data").iterdir() if path.is_dir())
+    return folder
+
+
+def test_version__a_later_version_leaves_the_files_of_an_earlier_one(pets: Path, settings: Settings) -> None:
+    first = version_data(str(pets), PARAMS, settings)
+    before = contents(first.data)
+    (pets / "cat/00.png").unlink()
+    (pets / "dog/00.png").write_bytes(b"other")
+    second = version_data(str(pets), PARAMS, settings)
+    assert contents(first.data) == before
+    assert contents(second.data) == contents(pets)
+    assert (first.digest in first.dvc_file.read_text(), second.digest in second.dvc_file.read_text()) == (
+        True,
+        True,
+    )
+
+
 def test_version__record_says_what_dvc_has(pets: Path, settings: Settings) -> None:
     got = version_data(str(pets), PARAMS, settings)
     assert got.digest == dvc_digest(contents(pets))
     assert (got.files, got.size_bytes) == (40, sum(map(len, contents(pets).values())))
     assert (got.source, got.layout, got.table, got.rejected) == (str(pets), "folders", None, ())
-    assert got.path.parent == settings.root / "data"
-    assert got.path.name.startswith("pets-")
+    assert got.path.parent == settings.root / "versions"
+    assert workspace(settings).name.startswith("pets-")
     assert contents(got.data) == contents(pets)
     assert f"md5: {got.digest}" in got.dvc_file.read_text()
 
@@ -87,7 +106,7 @@ def test_version__users_files_are_neither_linked_nor_changed(pets: Path, setting
     got = version_data(str(pets), PARAMS, settings)
     assert look() == before
     copy = (got.data / "cat/00.png").stat()
-    assert (copy.st_nlink, oct(copy.st_mode & 0o777)) == (2, "0o444")  # the workspace and DVC's cache
+    assert (copy.st_nlink, oct(copy.st_mode & 0o777)) == (3, "0o444")  # snapshot, workspace, DVC's cache
 
 
 def test_version__nothing_new_asks_nothing_of_dvc(
@@ -228,11 +247,12 @@ def test_version__a_copy_edited_in_the_workspace_is_made_good(
 ) -> None:
     first = version_data(str(pets), PARAMS, settings)
     (settings.root / "dvc" / "remote").rename(tmp_path / "old-remote")
-    copy = first.data / "cat/00.png"
+    data = workspace(settings) / "data"
+    copy = data / "cat/00.png"
     copy.chmod(0o644)
     copy.write_bytes(b"scribble")  # through the hard link, into DVC's cache
-    (first.data / "cat/01.png").unlink()
-    (first.data / "stray").write_bytes(b"x")
+    (data / "cat/01.png").unlink()
+    (data / "stray").write_bytes(b"x")
 
     again = version_data(str(pets), PARAMS, settings)
     assert again == first
@@ -335,7 +355,7 @@ def check_made_good(pets: Path, settings: Settings, tmp_path: Path) -> None:
     got = version_data(str(pets), PARAMS, settings)
     assert got.digest == dvc_digest(contents(pets))
     assert contents(got.data) == contents(pets)
-    assert not (got.path / "arriving").exists()
+    assert not (workspace(settings) / "arriving").exists()
     shutil.rmtree(settings.root / "dvc" / "cache")
     there = checkout(got.dvc_file.read_text(), tmp_path / "there", settings)
     assert contents(there.data) == contents(pets)
@@ -343,11 +363,12 @@ def check_made_good(pets: Path, settings: Settings, tmp_path: Path) -> None:
 
 def test_version__torn_files_of_a_killed_process_are_replaced(pets: Path, settings: Settings) -> None:
     got = version_data(str(pets), PARAMS, settings)
-    (got.path / "data.dvc").write_text("outs:\n- md5: 12")
-    (got.path / ".dvc/config").write_text("[cor")
-    (got.path / ".dvc/tmp/rwlock").write_text('{"write": {')
-    (got.path / "pushed.json").write_text('{"dig')
-    with (got.path / "memo.jsonl").open("a") as memo:
+    torn = workspace(settings)
+    (torn / "data.dvc").write_text("outs:\n- md5: 12")
+    (torn / ".dvc/config").write_text("[cor")
+    (torn / ".dvc/tmp/rwlock").write_text('{"write": {')
+    (torn / "pushed.json").write_text('{"dig')
+    with (torn / "memo.jsonl").open("a") as memo:
         memo.write('["cat/00')
     assert version_data(str(pets), PARAMS, settings) == got
 

@@ -50,7 +50,10 @@ def make(tmp_path: Path) -> Make:
             cache.append(digests, vectors)
             rows += [(digest, label, split) for digest, label in zip(digests, labels, strict=True)]
         rows.sort()
-        columns = dict(zip(("digest", "label", "split"), zip(*rows, strict=True), strict=True))
+        columns: dict[str, Sequence[str]] = dict(
+            zip(("digest", "label", "split"), zip(*rows, strict=True), strict=True)
+        )
+        columns["group"] = [""] * len(rows)
         pq.write_table(pa.table(columns), root / "manifest.parquet")
         manifest = Manifest(
             digest=digest_of(rows),
@@ -195,7 +198,8 @@ def test_cross_validate__has_a_loss_for_each_fold_and_stops_when_it_has_risen_tw
     x, y = fit.split_data(*make(data(30)), "train")
     basis = Basis.of(x.astype(np.float64) - x.mean(axis=0))
     strengths = tuple(float(c) for c in np.logspace(-3, 5, 9))
-    losses = fit.cross_validate(x, y, HeadParams(strengths=strengths[::-1], folds=3), basis)
+    groups = [str(row) for row in range(len(x))]
+    losses = fit.cross_validate(x, y, groups, HeadParams(strengths=strengths[::-1], folds=3), basis)
     means = [loss.mean() for loss in losses.values()]
     assert {loss.shape for loss in losses.values()} == {(3,)}
     assert tuple(losses) == strengths[: len(losses)]
@@ -212,3 +216,18 @@ def test_split_data__is_in_the_manifests_order(make: Make) -> None:
     assert [manifest.classes[i] for i in y] == table["label"].to_pylist()
     cache = EmbeddingCache(Path(embeddings.root), "fingerprint", DIM)
     np.testing.assert_array_equal(x, cache.gather(table["digest"].to_pylist()))
+
+
+def test_cross_validate__a_group_is_never_in_two_folds() -> None:
+    # Each sample three times: judged on copies of what it was fitted on, the weakest regularisation
+    # would look best, and the loss at it would be near 0. The labels are noise.
+    generator = np.random.default_rng(0)
+    x = np.repeat(generator.normal(size=(40, 60)), 3, axis=0).astype(np.float32)
+    y = np.repeat(generator.integers(0, 2, size=40), 3)
+    groups = [str(row // 3) for row in range(len(x))]
+    basis = Basis.of(x.astype(np.float64) - x.mean(axis=0))
+    params = HeadParams(strengths=(100.0,), folds=4)
+    apart = fit.cross_validate(x, y, groups, params, basis)[100.0].mean()
+    mixed = fit.cross_validate(x, y, [str(row) for row in range(len(x))], params, basis)[100.0].mean()
+    assert mixed < 0.2  # what it was fitted on
+    assert apart > np.log(2)  # worse than guessing, as befits noise
