@@ -58,11 +58,7 @@ class LinearHead:
             raise RegistryError(f"{folder}: holds no readable head ({error})") from None
         if values.get("format") != 1:
             raise RegistryError(f"{folder}/head.json: format {values.get('format')!r} is not known, only 1")
-        return cls(
-            classes=tuple(values["classes"]),
-            mean=arrays["mean"],
-            scale=arrays["scale"],
-            weight=arrays["weight"],
-            bias=arrays["bias"],
-            temperature=values["temperature"],
-        )
+        try:
+            return cls(tuple(values["classes"]), **arrays, temperature=values["temperature"])
+        except (KeyError, TypeError) as error:
+            raise RegistryError(f"{folder}: holds no whole head ({error})") from None

@@ -1,6 +1,7 @@
 """L2-regularised multinomial logistic regression, solved to a gradient tolerance.
 
-The objective, for X [N, D], labels y and the strength C (scikit-learn's parametrisation):
+The objective, for X [N, D], labels y and the strength C (scikit-learn's parametrisation; for two
+classes it has one weight vector and here are two, so that the same C regularises half as much):
 
     f(W, b) = 1/N Σᵢ −log softmax(W xᵢ + b)[yᵢ]  +  ‖W‖² / (2 C N)
 

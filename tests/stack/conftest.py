@@ -114,10 +114,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """The stack; when the tests are over it is taken down, and nothing of it may be left."""
+    """The stack; when the tests are over it is taken down in the middle of a run, and nothing of it
+    may be left."""
     local = start_twice_at_once(tmp_path_factory.mktemp("stack") / "state", free_ports(2))
     try:
         yield local
+        run = local.start("adapt/manual", {"name": "interrupted"})
+        local.wait(lambda: local.state_in(run, {"RUNNING"}))
+        assert any("prefect.engine" in process.cmdline() for process in local.processes())
     finally:
         family = local.processes()
         done = regraft(["down"], local.env)

@@ -69,7 +69,7 @@ class Form:
     def fill(self, *labels: str, value: object, index: int = 0) -> None:
         control = self.field(*labels, index=index).find_element(By.CSS_SELECTOR, "input, textarea")
         control.send_keys(Keys.CONTROL, "a")
-        control.send_keys(str(value))
+        control.send_keys(str(value), Keys.TAB)
         assert control.get_property("value") == str(value)
 
     def press(self, text: str, within: WebElement | None = None) -> None:

@@ -149,7 +149,8 @@ def test_up__bad_parameters_are_refused_and_bad_data_fails_in_one_line(local: Lo
 def test_promote__deployment_moves_the_champion_and_refuses_what_has_no_decision(local: Local) -> None:
     client = MlflowClient(local.mlflow, local.mlflow)
     first = client.get_model_version("woven", "1")
-    smuggled = client.create_model_version("woven", first.source, first.run_id)
+    artifacts = client.get_run(str(first.run_id)).info.artifact_uri
+    smuggled = client.create_model_version("woven", f"{artifacts}/model", first.run_id)
     client.set_registered_model_alias("woven", "champion", smuggled.version)
     why = f"woven version {smuggled.version}: carries no decision; only versions that Regraft registered"
 
