@@ -16,7 +16,7 @@ from tasks.registry.task import find_finished, register
 
 
 @flow(name="adapt", persist_result=True, result_serializer="json")
-def adapt(data: str = BUILTIN, name: str | None = None, params: Params = Params()) -> AdaptResult:  # noqa: B008
+def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> AdaptResult:  # noqa: B008
     """Versions the data, embeds what is new, trains a head, judges it, registers it if it passed.
 
     Args:

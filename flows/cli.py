@@ -56,7 +56,7 @@ def adapt(
         from flows.adapt import adapt as flow
 
         api.wait()
-        result = flow(data=data, name=name, params=values)
+        result = flow(data=data, name=name or "", params=values)
     if as_json:
         typer.echo(result.model_dump_json())
     else:
