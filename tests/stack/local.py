@@ -93,7 +93,12 @@ class Local:
 
     def api(self, path: str, body: object = None) -> Any:
         """Of Prefect."""
-        status, answer = ask(f"{self.prefect}/api/{path}", body)
+        deadline = time.monotonic() + 60
+        # With SQLite it may be busy for a moment; its own clients ask again too.
+        while (reply := ask(f"{self.prefect}/api/{path}", body))[0] == 503:
+            assert time.monotonic() < deadline, reply
+            time.sleep(0.2)
+        status, answer = reply
         assert status < 300, answer
         return answer
 

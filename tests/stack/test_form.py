@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-dev-shm-usage",
     "--no-proxy-server",
-    "--window-size=1400,1000",
+    "--window-size=1400,1250",
 ]
 
 
@@ -93,6 +93,7 @@ def test_form__run_filled_in_a_browser_ends_as_a_registered_version(
     assert description(DataParams, "test_fraction") in form.field("params", "Data", "Test Fraction").text
     assert description(GateParams, "margin") in form.field("params", "Gate", "Margin").text
     assert description(Floor, "limit") in form.field("params", "Gate", "Floors", "Limit").text
+    browser.save_screenshot(str(tmp_path / "form-defaults.png"))
     form.fill("data", value=small)
     form.fill("name", value="formed")
     form.fill("params", "Head", "Folds", value=2)
@@ -100,7 +101,7 @@ def test_form__run_filled_in_a_browser_ends_as_a_registered_version(
     form.fill("params", "Gate", "Floors", "Limit", value=0.4)
     form.fill("params", "Gate", "Floors", "Limit", value=0.9, index=1)
     form.fill("params", "Gate", "Min Test Samples", value=10)
-    browser.save_screenshot(str(tmp_path / "form.png"))
+    browser.save_screenshot(str(tmp_path / "form-filled.png"))
     form.press("Submit")
 
     query = {"flow_runs": {"deployment_id": {"any_": [manual]}}, "sort": "START_TIME_DESC"}
