@@ -154,15 +154,14 @@ def _check_counts(counts: dict[str, dict[str, int]], classes: tuple[str, ...], l
     short = [label for label in classes if any(counts[name][label] < least for name in SPLITS)]
     if not short:
         return
-    width = max(len(label) for label in classes)
-    lines = [f"{'class':<{width}}  " + "  ".join(f"{name:>10}" for name in SPLITS)]
-    lines += [
-        f"{label:<{width}}  " + "  ".join(f"{counts[name][label]:>10,}" for name in SPLITS)
-        for label in classes
+    shown = [
+        f"{label} {', '.join(f'{counts[name][label]:,} {name}' for name in SPLITS)}" for label in short[:20]
     ]
+    more = f"; and {len(short) - 20:,} more classes" if len(short) > 20 else ""
     raise DataError(
-        f"{', '.join(short)}: fewer than {least} samples in a split (data.min_per_class); add samples, "
-        "raise data.validation_fraction or data.test_fraction, or remove the class\n" + "\n".join(lines)
+        f"{len(short)} of {len(classes)} classes have fewer than {least} samples in a split"
+        f" (data.min_per_class): {'; '.join(shown)}{more}. Add samples, raise data.validation_fraction or"
+        " data.test_fraction, or remove the class"
     )
 
 
