@@ -84,8 +84,6 @@ def test_adapt__too_few_of_a_class(bad: Workplace, adapt: Adapt) -> None:
     message = refused(adapt(bad.root / "few"))
     start = "1 of 2 classes have fewer than 1 samples in a split (data.min_per_class): local "
     assert message.startswith(start)
-        "1 of 2 classes have fewer than 1 samples in a split (data.min_per_class): local "
-    )
     counts = re.findall(r"(\d+) (train|validation|test)", message)
     assert sorted(int(count) for count, _ in counts) == [0, 0, 1]  # its one sample is in one of them
 
