@@ -36,7 +36,9 @@ def publish_gate(decision: Decision, evaluation: Evaluation) -> None:
 def publish_result(result: AdaptResult) -> AdaptResult:
     """The summary and the way to MLflow."""
     create_markdown_artifact(summary(result), key="summary", description="Result")
-    create_link_artifact(result.links["mlflow"], link_text="MLflow run", key="mlflow")
+    create_link_artifact(
+        result.links["mlflow"], link_text="MLflow run", key="mlflow", description="Run in MLflow"
+    )
     get_run_logger().info("%s: %s", result.state, headline(result))
     return result
 
