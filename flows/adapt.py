@@ -8,7 +8,8 @@ from flows.run import Run, model_name
 from tasks.data.task import audit_images, build_manifest, version_data
 from tasks.embedding.task import embed_samples, resolve_backbone
 from tasks.evaluation.task import decide, evaluate_head
-from tasks.head.task import check_folds, train_head
+from tasks.head.folds import check_folds
+from tasks.head.task import train_head
 from tasks.params import BUILTIN, Params
 from tasks.records import AdaptResult
 from tasks.registry.names import check_name
@@ -38,7 +39,7 @@ def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> Ada
     audit = audit_images(dataset, params.data)
     manifest = build_manifest(dataset, audit, params.data)
     artifacts.publish_data(dataset, audit, manifest)
-    check_folds(manifest, params.head)
+    check_folds(manifest.counts["train"], params.head.folds)
 
     # Only samples that the cache lacks are computed, whatever else changed.
     embeddings = embed_samples(manifest, dataset, backbone, params.data)

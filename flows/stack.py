@@ -1,15 +1,14 @@
 """The local stack: a Prefect server, an MLflow server and a process worker on loopback, in the
 background. What is up is on record in `<state>/stack.json`."""
 
-import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -26,6 +25,7 @@ from flows import background
 from flows.background import Process
 from flows.environment import enter, environment
 from tasks.errors import StackError
+from tasks.lock import locked
 from tasks.params import Params
 from tasks.records import digest_of
 from tasks.settings import ROOT, Settings
@@ -64,7 +64,7 @@ def up(settings: Settings, params: Params) -> Stack:
     Raises:
         StackError: a port is taken, or a server did not come up; its log says why.
     """
-    with _lock(settings):
+    with locked(settings.root / "stack.lock"):
         before = _read(settings)
         try:
             return _up(before.settings(settings), params, before)
@@ -76,7 +76,7 @@ def up(settings: Settings, params: Params) -> Stack:
 
 def down(settings: Settings) -> list[str]:
     """Stops what `up` started, flow runs that the worker started included; returns the names."""
-    with _lock(settings):
+    with locked(settings.root / "stack.lock"):
         # The worker first, so that it takes no new run while the servers leave.
         stopped = _end(settings, reversed(NAMES))
         (settings.root / "stack.json").unlink(missing_ok=True)
@@ -327,14 +327,6 @@ def _mark(settings: Settings, name: str) -> str:
 
 def _log(settings: Settings, name: str) -> Path:
     return settings.root / "logs" / f"{name}.log"
-
-
-@contextmanager
-def _lock(settings: Settings) -> Iterator[None]:
-    settings.root.mkdir(parents=True, exist_ok=True)
-    with (settings.root / "stack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read(settings: Settings) -> Stack:

@@ -1,5 +1,12 @@
 """Errors that a user can act on: each message names the thing, what is wrong and what to do."""
 
+import re
+
+
+def public(text: str) -> str:
+    """The text without the user and password of any URL in it."""
+    return re.sub(r"//[^/\s@]*@", "//", text)
+
 
 class RegraftError(Exception):
     """Base of all errors that are shown as one line, without a stack trace."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.data.split import NAMES
 from tasks.data.table import SUFFIXES
-from tasks.errors import DataError
+from tasks.errors import DataError, public
 from tasks.records import Rejected
 from tasks.settings import Settings
 
@@ -112,13 +112,13 @@ def add(workspace: Path, about: dict[str, Any], settings: Settings) -> None:
 
 def push(workspace: Path, settings: Settings) -> None:
     """Pushes the version that `data.dvc` names to the remote."""
-    with _repo(workspace, settings, "hardlink,copy", f"push to {_public(remote_url(settings))}") as repo:
+    with _repo(workspace, settings, "hardlink,copy", f"push to {public(remote_url(settings))}") as repo:
         repo.push(targets=[str(workspace / "data.dvc")])
 
 
 def pull(workspace: Path, settings: Settings) -> None:
     """Fills `<workspace>/data` with what `data.dvc` names, as copies of their own."""
-    with _repo(workspace, settings, "reflink,copy", f"pull from {_public(remote_url(settings))}") as repo:
+    with _repo(workspace, settings, "reflink,copy", f"pull from {public(remote_url(settings))}") as repo:
         repo.pull(targets=[str(workspace / "data.dvc")])
 
 
@@ -231,9 +231,4 @@ def _reason(error: BaseException, logs: _Logs) -> str:
     for name in _SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")
-    return _public(text)
-
-
-def _public(text: str) -> str:
-    """Without the user and password of any URL."""
-    return re.sub(r"//[^/\s@]*@", "//", text)
+    return public(text)

@@ -4,14 +4,11 @@ A source is mirrored into a workspace of its own, added to a cache that all work
 pushed to the remote. DVC makes the mirrored files read-only hard links into its cache.
 """
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.data import git, store
@@ -19,6 +16,7 @@ from tasks.data.mirror import Mirrored, mirror, remember
 from tasks.data.source import Listing, list_source
 from tasks.data.store import DvcFile
 from tasks.errors import DataError
+from tasks.lock import locked
 from tasks.params import DataParams
 from tasks.records import DatasetVersion, Rejected, digest_of
 from tasks.settings import Settings
@@ -41,7 +39,8 @@ def version_data(source: str, params: DataParams, settings: Settings) -> Dataset
     listing = list_source(source, params, settings)
     workspace = settings.root / "data" / _name(listing.source)
     workspace.mkdir(parents=True, exist_ok=True)
-    with _locked(workspace):
+    # The lock lies beside the workspace, which a user may delete.
+    with locked(workspace.parent / f".{workspace.name}.lock"):
         mirrored = mirror(listing.entries, workspace)
         rejected = (*listing.rejected, *mirrored.rejected)
         if listing.table is not None and any(bad.path == listing.table for bad in mirrored.rejected):
@@ -172,14 +171,6 @@ def _name(source: str) -> str:
     last = re.split(r"[/:]", source.rstrip("/"))[-1]
     slug = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:40].strip("-") or "data"
     return f"{slug}-{digest_of(source)[:8]}"
-
-
-@contextmanager
-def _locked(workspace: Path) -> Iterator[None]:
-    # Beside the workspace, which a user may delete; the system releases it when a process dies.
-    with (workspace.parent / f".{workspace.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _listing_digest(listing: Listing, rejected: tuple[Rejected, ...]) -> str:

@@ -15,8 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from tasks.embedding.cache import EmbeddingCache
-from tasks.errors import DataError
 from tasks.head.calibrate import fit_temperature
+from tasks.head.folds import check_folds
 from tasks.head.linear import LinearHead
 from tasks.head.solver import Basis, solve
 from tasks.params import HeadParams
@@ -31,13 +31,8 @@ def run(out: Path, manifest: Manifest, embeddings: Embeddings, params: HeadParam
         CacheError: an embedding is missing.
     """
     x, y = split_data(manifest, embeddings, "train")
-    fewest = np.bincount(y, minlength=len(manifest.classes))
-    if fewest.min() < params.folds:
-        name = manifest.classes[int(fewest.argmin())]
-        raise DataError(
-            f"class {name!r} has {fewest.min()} training samples, fewer than head.folds = {params.folds};"
-            " add samples or lower head.folds"
-        )
+    counts = np.bincount(y, minlength=len(manifest.classes)).tolist()
+    check_folds(dict(zip(manifest.classes, counts, strict=True)), params.folds)
     # One BLAS thread a fit: sums are then added in the same order whatever the number of cores.
     with threadpool_limits(1, user_api="blas"):
         basis = Basis.of(_standardise(x)[0])

@@ -13,13 +13,13 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModel, LoggedModelOutpu
 from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.models import Model
 
-from tasks.errors import RegistryError
+from tasks.errors import RegistryError, public
 from tasks.records import RegisteredVersion, Registration
 from tasks.registry import bundle, names, package
 from tasks.registry.adapt_run import AdaptRun, decision_file, metrics, parameters, tags
 from tasks.registry.names import CHALLENGER, RUN_KEY, check_name
 from tasks.registry.promote import first_champion
-from tasks.registry.tracking import connect, experiment, lock, public, tracking_uri
+from tasks.registry.tracking import connect, experiment, lock, tracking_uri
 from tasks.registry.versions import RESULT, aliases, find_run, registered, version_of_run
 from tasks.settings import Settings
 

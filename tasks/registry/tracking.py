@@ -1,10 +1,7 @@
 """Where MLflow is."""
 
-import fcntl
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -12,7 +9,8 @@ from urllib.request import urlopen
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
-from tasks.errors import RegistryError
+from tasks.errors import RegistryError, public
+from tasks.lock import locked
 from tasks.settings import Settings
 
 # Of `mlflow server`. Its job runner is eight further processes, which nothing here uses.
@@ -60,11 +58,6 @@ def _require_answer(uri: str) -> None:
         ) from None
 
 
-def public(uri: str) -> str:
-    """Without the user and password."""
-    return re.sub(r"//[^/\s@]*@", "//", uri)
-
-
 def experiment(client: MlflowClient, name: str, settings: Settings) -> Experiment:
     """The experiment of the model `name`, made where there is none; call it under the model's lock.
 
@@ -93,11 +86,6 @@ def server_options(settings: Settings) -> list[str]:
     ]
 
 
-@contextmanager
-def lock(settings: Settings, name: str) -> Iterator[None]:
-    """Holds the lock `name` of this state folder; the kernel frees it when a process dies."""
-    folder = settings.root / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def lock(settings: Settings, name: str) -> AbstractContextManager[None]:
+    """Holds the lock `name` of this state folder."""
+    return locked(settings.root / "locks" / f"{name}.lock")

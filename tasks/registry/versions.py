@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
-from tasks.errors import RegistryError
+from tasks.errors import RegistryError, public
 from tasks.records import Champion, RegisteredVersion, digest_of
 from tasks.registry import package
 from tasks.registry.names import (
@@ -33,7 +33,7 @@ from tasks.registry.names import (
     RUN_KEY,
     check_name,
 )
-from tasks.registry.tracking import connect, lock, public, tracking_uri
+from tasks.registry.tracking import connect, lock, tracking_uri
 from tasks.settings import Settings
 from tasks.stage import sync_tree
 
