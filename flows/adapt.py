@@ -4,9 +4,10 @@ from prefect import flow
 
 from flows import artifacts
 from flows.champion import champion_on_test
+from flows.embedding import embed
 from flows.run import Run, model_name
 from tasks.data.task import audit_images, build_manifest, version_data
-from tasks.embedding.task import embed_samples, resolve_backbone
+from tasks.embedding.task import resolve_embedder
 from tasks.evaluation.task import decide, evaluate_head
 from tasks.head.folds import check_folds
 from tasks.head.task import train_head
@@ -28,10 +29,10 @@ def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> Ada
     """
     name = check_name(name or model_name(data))
     dataset = version_data(data, params.data)
-    backbone = resolve_backbone(params.embedding)
-    run = Run.of(name, params, dataset, backbone)
+    embedder = resolve_embedder(params.embedding)
+    run = Run.of(name, params, dataset, embedder)
 
-    # The key names data, parameters, code and backbone: what was decided on them stays decided.
+    # The key names data, parameters, code and embedder: what was decided on them stays decided.
     finished = find_finished(run.name, run.key)
     if finished is not None:
         return artifacts.publish_result(run.unchanged(finished))
@@ -42,7 +43,7 @@ def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> Ada
     check_folds(manifest.counts["train"], params.head.folds)
 
     # Only samples that the cache lacks are computed, whatever else changed.
-    embeddings = embed_samples(manifest, dataset, backbone, params.data)
+    embeddings = embed(manifest, dataset, embedder, params.data)
     head = train_head(manifest, embeddings, params.head)
 
     # The champion is judged anew on today's test split, never by its old numbers; one that can't

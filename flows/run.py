@@ -13,10 +13,10 @@ from tasks.params import Params
 from tasks.records import (
     AdaptResult,
     Audit,
-    Backbone,
     DatasetFacts,
     DatasetVersion,
     Decision,
+    Embedder,
     EmbeddingFacts,
     Embeddings,
     Evaluation,
@@ -38,15 +38,15 @@ class Run:
     """Identity of an adapt run."""
 
     name: str  # of the model
-    key: str  # equal for runs of the same data, parameters, code and backbone
+    key: str  # equal for runs of the same data, parameters, code and embedder
     params: Params
     dataset: DatasetVersion
-    backbone: Backbone
+    embedder: Embedder
 
     @classmethod
-    def of(cls, name: str, params: Params, dataset: DatasetVersion, backbone: Backbone) -> Self:
-        key = digest_of(name, dataset.identity, params, code_digest(), backbone.digest)
-        return cls(name, key, params, dataset, backbone)
+    def of(cls, name: str, params: Params, dataset: DatasetVersion, embedder: Embedder) -> Self:
+        key = digest_of(name, dataset.identity, params, code_digest(), embedder.digest)
+        return cls(name, key, params, dataset, embedder)
 
     def result(
         self,
@@ -87,7 +87,7 @@ class Run:
             data=self.dataset,
             audit=audit,
             manifest=manifest,
-            backbone=self.backbone,
+            embedder=self.embedder,
             head=head,
             evaluation=evaluation,
             decision=decision,

@@ -10,11 +10,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from flows.headline import headline
 from tasks import progress as reported
@@ -22,6 +25,13 @@ from tasks.records import AdaptResult, Interval
 
 if TYPE_CHECKING:
     from tasks.registry.versions import VersionInfo
+
+
+class _RateColumn(ProgressColumn):
+    """Samples a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
 
 @contextmanager
@@ -32,12 +42,15 @@ def progress(*, quiet: bool) -> Iterator[None]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bars:
         bar = bars.add_task("starting Prefect", total=None)
 
         def update(what: str, done: int, total: int) -> None:
+            if bars.tasks[0].description != what:
+                bars.reset(bar)  # else its pace would be that of the stage before
             bars.update(bar, description=what, completed=done, total=total or None)
 
         reported.listen(update)

@@ -8,10 +8,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ParamsError
+from tasks.records import Pooling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 BUILTIN = "builtin:surface-inspection"  # the dataset that the extra `demo` ships
+
+NETWORK = "network"  # the layer that is an architecture's own pooled output
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece")
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece"]
@@ -68,8 +71,8 @@ class DataParams(Section):
         return self
 
 
-class EmbeddingParams(Section):
-    """The frozen backbone and how it sees an image."""
+class BackboneParams(Section):
+    """A frozen backbone, and what is taken from it."""
 
     backbone: str = Field(
         "timm:tf_efficientnet_lite0",
@@ -85,6 +88,46 @@ class EmbeddingParams(Section):
         ge=16,
         le=2048,
         description="Side of the input, px; empty: what the weights were trained with. Larger is slower and sees smaller defects.",
+    )
+    layers: tuple[str, ...] = Field(
+        ("network",),
+        min_length=1,
+        description="Layers whose outputs are concatenated: network (the architecture's own pooled output) or names of its modules, such as blocks.4.",
+    )
+    pooling: tuple[Pooling, ...] = Field(
+        ("mean",),
+        min_length=1,
+        description="How a module's output is reduced over places or tokens; several are concatenated. cls is for tokens only.",
+    )
+    views: tuple[Annotated[str, Field(pattern=r"^(identity|hflip|vflip|crop-\d{1,3})$")], ...] = Field(
+        ("identity",),
+        min_length=1,
+        description="Views of each image whose embeddings are concatenated: identity, hflip, vflip, crop-K (the K-th seeded random crop). Each costs a forward pass.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the forward pass. bfloat16 is about twice as quick where the hardware has it; its vectors are another cache.",
+    )
+
+    @model_validator(mode="after")
+    def _each_counts(self) -> Self:
+        for name in ("layers", "pooling", "views"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} must be distinct")
+        if set(self.layers) == {NETWORK} and self.pooling != ("mean",):
+            raise ValueError(
+                "pooling has no effect on the layer network, which is pooled as it was trained; name modules in layers"
+            )
+        return self
+
+
+class EmbeddingParams(BackboneParams):
+    """The frozen backbone and how it sees an image."""
+
+    others: tuple[BackboneParams, ...] = Field(
+        (),
+        description="Further backbones, whose embeddings follow in the same pass over the data.",
     )
 
 

@@ -134,28 +134,63 @@ class Preprocess(BaseModel):
     std: tuple[float, float, float]
 
 
+Pooling = Literal["mean", "max", "std", "cls"]
+
+
+class Block(Record):
+    """One kind of vector: what one layer of a backbone gives for one view of an image. `digest` is
+    its fingerprint, the namespace in the cache: whatever changes the vectors changes it."""
+
+    layer: str  # `network`: the architecture's own pooled output; else the name of a module
+    pooling: tuple[Pooling, ...]  # concatenated in this order; empty for `network`
+    view: str  # identity, hflip, vflip, crop-K
+    parts: tuple[int, ...]  # length of each pooling's part
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return sum(self.parts)
+
+
 class Backbone(Record):
-    """A frozen backbone, fully determined. `digest` is the fingerprint of its embeddings:
-    whatever changes the vectors changes it."""
+    """A frozen backbone, fully determined, and the blocks that are taken from it."""
 
     name: str  # `timm:NAME` or `torchvision:NAME[@WEIGHTS]`
     weights: str  # path of the safetensors file
     weights_digest: str  # hex SHA-256 of that file
     library: str  # of the architecture, with its version: `timm 1.0.31`
     preprocess: Preprocess
-    pooling: Literal["network"]  # the architecture's own global pooling
-    dtype: Literal["float32"]
-    dim: int  # D, length of an embedding
+    precision: Literal["float32", "bfloat16"]  # of the forward pass; vectors are float32
+    blocks: tuple[Block, ...]
+
+
+class Embedder(Record):
+    """From an image to its embedding: the blocks of all backbones, concatenated."""
+
+    backbones: tuple[Backbone, ...]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(block for backbone in self.backbones for block in backbone.blocks)
+
+    @property
+    def dim(self) -> int:
+        """D, length of an embedding."""
+        return sum(block.dim for block in self.blocks)
 
 
 class Embeddings(Record):
     """A complete set of cached embeddings for a manifest (completeness was proved)."""
 
-    root: str  # the cache's folder
-    fingerprint: str
-    dim: int
+    root: str  # the folder of all caches
+    blocks: tuple[Block, ...]  # an embedding is their concatenation
     computed: int  # distinct samples embedded now
     cached: int  # distinct samples found in the cache
+
+    @property
+    def dim(self) -> int:
+        """D, length of an embedding."""
+        return sum(block.dim for block in self.blocks)
 
 
 class Head(StageRecord):
@@ -202,8 +237,8 @@ class Champion(Record):
 
     name: str
     version: str
-    folder: str  # its package: model.json, backbone.safetensors, head.safetensors
-    backbone: Backbone
+    folder: str  # its package: model.json, the weights of its backbones, head.safetensors
+    embedder: Embedder
 
 
 class Evaluation(StageRecord):

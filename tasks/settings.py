@@ -3,6 +3,7 @@ never from `params.yaml`, never logged."""
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +22,21 @@ class Settings(BaseSettings):
     mlflow_port: int = 5000
     dvc_remote: str | None = Field(None, description="URL of the DVC remote; default: a folder in the state.")
     s3_endpoint_url: str | None = Field(None, description="Endpoint of the S3 server; default: AWS.")
+    cache_url: str | None = Field(
+        None,
+        pattern=r"^s3://[^/]+(/.*)?$",
+        description="Shared tier of the embedding cache, s3://bucket/prefix; default: this disk alone.",
+    )
+    forward: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What runs the backbone on a CPU; auto: whichever measures quicker here."
+    )
+    runner: Literal["threads", "ray", "dask"] = Field(
+        "threads", description="What the shards of an embedding run on."
+    )
+    runner_address: str | None = Field(
+        None, description="Address of the Ray or Dask cluster; default: one on this machine for the run."
+    )
+    shards: int = Field(1, ge=1, le=100_000, description="Parts that an embedding is split into.")
     image_root: Path | None = Field(
         None, description="Folder from which a served model may read images given by path."
     )

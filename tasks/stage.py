@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from tasks.errors import RegraftError
 from tasks.records import Record, StageRecord, digest_of
 
 R = TypeVar("R", bound=StageRecord)
@@ -38,17 +39,26 @@ def stage_key(stage: str, *inputs: BaseModel | str | None) -> str:
     return digest_of(stage, code_digest(), *parts)[:32]
 
 
-def build_once(folder: Path, record: type[R], build: Callable[[Path], R]) -> R:
+def build_once(folder: Path, record: type[R], build: Callable[[Path], R], anew: bool = False) -> R:
     """The record in `folder`; where there is none, `build` makes one in a temporary folder, which
     then takes the name `folder` in one step. Two builders at once both succeed; one result stays.
+
+    Args:
+        anew: build also where there is a record, which stays only if the new one has its digest.
     """
-    if (folder / "record.json").exists():
+    if (folder / "record.json").exists() and not anew:
         return record.load(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:8]}-", dir=folder.parent))
     try:
-        build(made).save()
+        try:
+            digest = build(made).save().digest
+        except RegraftError:  # what is there no longer holds
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         sync_tree(made)
+        if anew and (folder / "record.json").exists() and record.load(folder).digest != digest:
+            folder.rename(made / "replaced")
         try:
             made.rename(folder)
         except OSError:

@@ -10,7 +10,7 @@ from tasks.settings import Settings
 
 def main(params: Params) -> None:
     dataset = version.opened(Path())
-    audited = audit.run(fresh("audit"), dataset, params.data, Settings().root / "verified").save()
+    audited = audit.run(fresh("audit"), dataset, params.data, Settings().root).save()
     manifest.run(fresh("manifest"), dataset, audited, params.data).save()
 
 

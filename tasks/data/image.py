@@ -56,7 +56,7 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
         raise BadImage("empty file")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
+            check_size(image.width, image.height, max_pixels)
             image.load()
             if image.format == "PNG" and b"IEND" not in content:  # PIL is content with the pixels
                 raise BadImage("truncated (no end marker)")
@@ -85,10 +85,11 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
         raise BadImage(_damage(error)) from None
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise BadImage(f"no pixels ({image.width} × {image.height})")
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuses an image without pixels, or with more than `max_pixels` (BadImage)."""
+    pixels = width * height
+    if pixels <= 0:
+        raise BadImage(f"no pixels ({width} × {height})")
     if pixels > max_pixels:
         raise BadImage(f"too large: {_amount(pixels)}, limit {_amount(max_pixels)}")
 

@@ -6,6 +6,7 @@ size, time or inode is made anew. So a mirror that was killed at any moment is c
 """
 
 import errno
+import filecmp
 import json
 import os
 import shutil
@@ -31,18 +32,21 @@ class Mirrored:
     copied: tuple[str, ...]
     removed: tuple[str, ...]
     rejected: tuple[Rejected, ...]  # could not be read
-    edited: tuple[str, ...]  # copies that someone changed in place
+    edited: tuple[str, ...]  # copies that someone changed in place, or that showed another content
 
     @property
     def changed(self) -> bool:
         return bool(self.copied or self.removed)
 
 
-def mirror(entries: Sequence[Entry], workspace: Path) -> Mirrored:
+def mirror(entries: Sequence[Entry], workspace: Path, anew: bool = False) -> Mirrored:
     """Makes `<workspace>/data` hold exactly the files of `entries`.
 
     A file is copied to a temporary name and renamed, so a hard link of the old content (DVC's
     cache) never sees the new one.
+
+    Args:
+        anew: trust no memo: read every file, and compare it with its copy.
     """
     data, arriving = workspace / "data", workspace / "arriving"
     shutil.rmtree(arriving, ignore_errors=True)
@@ -60,8 +64,8 @@ def mirror(entries: Sequence[Entry], workspace: Path) -> Mirrored:
         token, copy = memo.get(entry.path, ("", None))
         return token == _token(entry) and copy is not None and copies.get(entry.path) == copy
 
-    stale = [entry for entry in entries if not current(entry)]
-    edited = tuple(path for path in copies if path in memo and _edited(memo[path][1], copies[path]))
+    stale = [entry for entry in entries if anew or not current(entry)]
+    edited = {path for path in copies if path in memo and _edited(memo[path][1], copies[path])}
     rejected = []
     copied = []
     with (
@@ -70,17 +74,21 @@ def mirror(entries: Sequence[Entry], workspace: Path) -> Mirrored:
     ):
         if journal.tell():
             journal.write("\n")  # a line that a kill cut off must not swallow the next
-        numbered = ((entry, arriving / str(number), data / entry.path) for number, entry in enumerate(stale))
+        numbered = (
+            (entry, arriving / str(number), data / entry.path, anew) for number, entry in enumerate(stale)
+        )
         for entry, result in zip(stale, pool.map(_bring, numbered), strict=True):
             if isinstance(result, str):
                 rejected.append(Rejected(path=entry.path, reason=result))
                 (data / entry.path).unlink(missing_ok=True)
-            else:
+            elif result != copies.get(entry.path):
                 journal.write(_line(entry.path, _token(entry), result))
                 journal.flush()
                 copied.append(entry.path)
+                if current(entry):
+                    edited.add(entry.path)
     arriving.rmdir()
-    return Mirrored(tuple(copied), tuple(removed), tuple(rejected), edited)
+    return Mirrored(tuple(copied), tuple(removed), tuple(rejected), tuple(sorted(edited)))
 
 
 def remember(entries: Sequence[Entry], workspace: Path) -> None:
@@ -122,10 +130,14 @@ def _edited(remembered: Copy, found: Copy) -> bool:
     return remembered[2] == found[2] and remembered != found
 
 
-def _bring(job: tuple[Entry, Path, Path]) -> Copy | str:
-    entry, arriving, place = job
+def _bring(job: tuple[Entry, Path, Path, bool]) -> Copy | str:
+    """The new copy, or with `compare` the old one if it shows the same; or why there is none."""
+    entry, arriving, place, compare = job
     try:
         entry.copy(arriving)
+        if compare and place.exists() and filecmp.cmp(arriving, place, shallow=False):
+            arriving.unlink()
+            return _copy(place.lstat())
         place.parent.mkdir(parents=True, exist_ok=True)
         status = arriving.stat()
         arriving.replace(place)
@@ -134,7 +146,7 @@ def _bring(job: tuple[Entry, Path, Path]) -> Copy | str:
         if error.errno is not None and error.errno not in _UNREADABLE:
             raise  # a full disk or a lost network is no property of this file
         return f"can't be read ({error.strerror or error})"
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return _copy(status)
 
 
 def _copies(folder: Path, prefix: str = "") -> Iterator[tuple[str, Copy]]:
@@ -143,8 +155,11 @@ def _copies(folder: Path, prefix: str = "") -> Iterator[tuple[str, Copy]]:
             if item.is_dir(follow_symlinks=False):
                 yield from _copies(Path(item.path), f"{prefix}{item.name}/")
             else:
-                status = item.stat(follow_symlinks=False)
-                yield f"{prefix}{item.name}", (status.st_size, status.st_mtime_ns, status.st_ino)
+                yield f"{prefix}{item.name}", _copy(item.stat(follow_symlinks=False))
+
+
+def _copy(status: os.stat_result) -> Copy:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _remove_empty_folders(data: Path) -> None:

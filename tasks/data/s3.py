@@ -1,48 +1,23 @@
-"""Datasets under `s3://bucket/`: folders of class folders, and tables with files beside them.
-
-Credentials come from the environment alone, and no text of an error repeats them."""
+"""Datasets under `s3://bucket/`: folders of class folders, and tables with files beside them."""
 
 import posixpath
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    EndpointConnectionError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
 
 from tasks.data.source import Entry, Listing, folder_listing, table_listing
 from tasks.data.table import SUFFIXES
 from tasks.errors import DataError
 from tasks.records import Rejected
+from tasks.s3 import client as s3_client
+from tasks.s3 import explained, read_body
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-_ATTEMPTS = 3  # at one object's body; requests are retried below that by boto3
 _MAX_NAME, _MAX_PATH = 255, 1_024  # bytes: of a file's name on Linux, and of a key
-_REASONS = {
-    "NoSuchBucket": "there is no such bucket",
-    "404": "there is no such bucket or object",
-    "NoSuchKey": "there is no such object",
-    "AccessDenied": "the credentials don't allow it",
-    "403": "the credentials are wrong or don't allow it",
-    "InvalidAccessKeyId": "the credentials are wrong (unknown access key); check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the credentials are wrong; check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the credentials have expired",
-}
 
 
 def list_s3(source: str, settings: Settings) -> Listing:
@@ -56,7 +31,7 @@ def list_s3(source: str, settings: Settings) -> Listing:
         raise DataError(f"{source}: has no bucket; use s3://bucket/prefix")
     key = key.rstrip("/")
     with explained(source):
-        client = _client(source, settings)
+        client = s3_client(settings, source)
         if posixpath.splitext(key)[1].lower() in SUFFIXES:
             return _table(client, source, bucket, key)
         prefix = f"{key}/" if key else ""
@@ -66,45 +41,6 @@ def list_s3(source: str, settings: Settings) -> Listing:
         return folder_listing(
             f"s3://{bucket}/{key}", [entry for entry in entries if not _hidden(entry.path)], rejected
         )
-
-
-@contextmanager
-def explained(source: str) -> Iterator[None]:
-    """Turns errors of boto3 into one line without keys, tokens or addresses.
-
-    Raises:
-        DataError: instead of boto3's errors.
-    """
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        raise DataError(f"{source}: {_REASONS.get(code, f'the S3 server answered {code}')}") from None
-    except (NoCredentialsError, PartialCredentialsError):
-        raise DataError(
-            f"{source}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from None
-    except EndpointConnectionError:
-        raise DataError(
-            f"{source}: the S3 server can't be reached; check REGRAFT_S3_ENDPOINT_URL or AWS_ENDPOINT_URL"
-        ) from None
-    except BotoCoreError as error:
-        raise DataError(f"{source}: S3 failed ({type(error).__name__})") from None
-
-
-def _client(source: str, settings: Settings) -> "S3Client":
-    try:
-        # A session of its own: boto3's default one keeps the first credentials that it sees.
-        return boto3.Session().client(
-            "s3",
-            endpoint_url=settings.s3_endpoint_url,  # None: AWS_ENDPOINT_URL, else AWS
-            config=Config(retries={"mode": "standard", "max_attempts": 3}, max_pool_connections=16),
-        )
-    except ValueError:  # boto3's text repeats the address, which may hold a password
-        raise DataError(
-            f"{source}: the address of the S3 server is no URL; "
-            "check REGRAFT_S3_ENDPOINT_URL or AWS_ENDPOINT_URL"
-        ) from None
 
 
 def _table(client: "S3Client", source: str, bucket: str, key: str) -> Listing:
@@ -170,16 +106,14 @@ def _hidden(path: str) -> bool:
 
 def _download(client: "S3Client", bucket: str, key: str, to: Path) -> None:
     """Writes one object to `to`; FileNotFoundError where it has gone."""
+
+    def read() -> None:
+        body = client.get_object(Bucket=bucket, Key=key)["Body"]
+        with to.open("wb") as file:
+            file.writelines(body.iter_chunks(1 << 20))
+
     with explained(f"s3://{bucket}/{key}"):
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                body = client.get_object(Bucket=bucket, Key=key)["Body"]
-                with to.open("wb") as file:
-                    file.writelines(body.iter_chunks(1 << 20))
-            except client.exceptions.NoSuchKey:
-                raise FileNotFoundError(f"{key}: deleted while it was read") from None
-            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                if attempt == _ATTEMPTS:
-                    raise
-            else:
-                return
+        try:
+            read_body(read)
+        except client.exceptions.NoSuchKey:
+            raise FileNotFoundError(f"{key}: deleted while it was read") from None

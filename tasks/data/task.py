@@ -11,16 +11,20 @@ from tasks.task import options, stage_folder
 
 
 @task(name="version data", **options())
-def version_data(data: str, params: DataParams) -> DatasetVersion:
+def version_data(data: str, params: DataParams, rehash: bool = False) -> DatasetVersion:
     """Mirrors, adds and pushes the dataset; cheap where nothing changed."""
-    return version.version_data(data, params, Settings())
+    return version.version_data(data, params, Settings(), rehash)
 
 
-@task(name="audit images", **options("audit"))
-def audit_images(dataset: DatasetVersion, params: DataParams) -> Audit:
-    verified = Settings().root / "verified"
+# Prefect remembers nothing of it: the result's folder does, and `rehash` is no part of its key.
+@task(name="audit images", **options())
+def audit_images(dataset: DatasetVersion, params: DataParams, rehash: bool = False) -> Audit:
+    root = Settings().root
     return build_once(
-        stage_folder("audit", dataset, params), Audit, lambda out: audit.run(out, dataset, params, verified)
+        stage_folder("audit", dataset, params),
+        Audit,
+        lambda out: audit.run(out, dataset, params, root, rehash),
+        anew=rehash,
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tasks.data import git, store
+from tasks.data import digests, git, store
 from tasks.data.mirror import Mirrored, mirror, remember
 from tasks.data.source import Listing, list_source
 from tasks.data.store import DvcFile
@@ -24,7 +24,9 @@ from tasks.settings import Settings
 SNAPSHOTS = 5  # versions of which the files are kept at hand
 
 
-def version_data(source: str, params: DataParams, settings: Settings) -> DatasetVersion:
+def version_data(
+    source: str, params: DataParams, settings: Settings, rehash: bool = False
+) -> DatasetVersion:
     """Versions a dataset: afterwards DVC's remote holds it, and the workspace is a copy of it.
 
     Where nothing changed since the last push, nothing is read but names, sizes and times. Two
@@ -32,6 +34,8 @@ def version_data(source: str, params: DataParams, settings: Settings) -> Dataset
 
     Args:
         source: see `list_source`.
+        rehash: read every file anew and compare it with its copy, also where names, sizes and
+            times are as before.
 
     Raises:
         DataError: the source is no dataset, or DVC or its remote failed.
@@ -41,7 +45,7 @@ def version_data(source: str, params: DataParams, settings: Settings) -> Dataset
     workspace.mkdir(parents=True, exist_ok=True)
     # The lock lies beside the workspace, which a user may delete.
     with locked(workspace.parent / f".{workspace.name}.lock"):
-        mirrored = mirror(listing.entries, workspace)
+        mirrored = mirror(listing.entries, workspace, rehash)
         rejected = (*listing.rejected, *mirrored.rejected)
         if listing.table is not None and any(bad.path == listing.table for bad in mirrored.rejected):
             raise DataError(f"{source}: the table vanished while it was read; run again")
@@ -67,7 +71,8 @@ def version_data(source: str, params: DataParams, settings: Settings) -> Dataset
             rejected=rejected,
         )
         snapshot = settings.root / "versions" / version.identity[:16]
-        if mirrored.edited:  # the snapshot is linked to the damaged copies
+        # A snapshot is linked to the copies: to damaged ones, or no longer to them.
+        if mirrored.edited or (rehash and _scanned(snapshot) != _scanned(workspace)):
             shutil.rmtree(snapshot, ignore_errors=True)
         return _snapshot(version, snapshot)
 
@@ -164,6 +169,14 @@ def _snapshot(version: DatasetVersion, folder: Path) -> DatasetVersion:
     for old in kept[:-SNAPSHOTS]:
         shutil.rmtree(old, ignore_errors=True)
     return version.model_copy(update={"folder": str(folder)})
+
+
+def _scanned(folder: Path) -> list[dict[str, object]] | None:
+    """Path, size, time and inode of all files of a version; None where there is none."""
+    if not (folder / "data").is_dir():
+        return None
+    files: list[dict[str, object]] = digests.scan(folder / "data").sort_by("path").to_pylist()
+    return files
 
 
 def _name(source: str) -> str:

@@ -11,10 +11,10 @@ from tasks.settings import Settings
 
 
 def main(params: Params) -> None:
-    root = Settings().root
-    backbone = resolve(params.embedding, root / "weights")
+    settings = Settings()
+    embedder = resolve(params.embedding, settings.root / "weights")
     manifest = Manifest.load(place("manifest"))
-    made = embed.run(manifest, Path("data"), backbone, root / "embeddings", params.data.max_pixels)
+    made = embed.run(manifest, Path("data"), embedder, settings, params.data.max_pixels)
     # How many were computed now, and where the cache lies, is not part of the result.
     told = made.model_copy(update={"root": "", "computed": 0, "cached": made.computed + made.cached})
     (fresh("embedding") / "embeddings.json").write_text(told.model_dump_json(indent=2) + "\n")

@@ -1,5 +1,5 @@
 """Backbones by name: `timm:NAME` or `torchvision:NAME[@WEIGHTS]`, with the weights of an installed
-package, of a local safetensors file, or of the model hub."""
+package, of a local safetensors file, or of the model hub; and the blocks that are taken from them."""
 
 import importlib.metadata
 import os
@@ -13,19 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from tasks.data.image import DECODER
+from tasks.embedding.features import Features, Output
 from tasks.embedding.source import EMBEDDING_VERSION, file_digest, local_file, packaged_file
 from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
 from tasks.errors import BackboneError
-from tasks.params import EmbeddingParams
-from tasks.records import Backbone, Preprocess, digest_of
+from tasks.params import NETWORK, BackboneParams, EmbeddingParams
+from tasks.records import Backbone, Block, Embedder, Preprocess, digest_of
 
 
-def resolve(params: EmbeddingParams, store: Path) -> Backbone:
+def resolve(params: EmbeddingParams, store: Path) -> Embedder:
+    """The backbones that `params` names, in their order.
+
+    Raises:
+        BackboneError: see `resolve_backbone`; or two of them are the same.
+    """
+    backbones = tuple(resolve_backbone(one, store) for one in (params, *params.others))
+    blocks = [block.digest for backbone in backbones for block in backbone.blocks]
+    if len(set(blocks)) < len(blocks):
+        raise BackboneError("embedding.others: names a backbone with the same layers and views twice")
+    return Embedder(digest=digest_of(blocks), backbones=backbones)
+
+
+def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
     """Finds the weights, checks that they fit, keeps them as safetensors in `store`, and names
     everything that determines the embeddings.
 
     Raises:
-        BackboneError: the name is unknown, or its weights can't be had or do not fit.
+        BackboneError: the name or a layer is unknown, its weights can't be had or do not fit, or a
+            pooling does not go with a layer.
     """
     library, name = params.backbone.split(":", 1)
     if library == "timm":
@@ -35,13 +50,6 @@ def resolve(params: EmbeddingParams, store: Path) -> Backbone:
     tensors = _of_network(tensors, network, params.backbone)
     _load(network, tensors, params.backbone)
     file, digest = keep(tensors, store)
-    with torch.inference_mode():
-        size = preprocess.size
-        try:
-            dim = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise BackboneError(f"{params.backbone}: does not take {size} px images ({reason})") from None
     backbone = Backbone(
         digest="",
         name=params.backbone,
@@ -49,18 +57,13 @@ def resolve(params: EmbeddingParams, store: Path) -> Backbone:
         weights_digest=digest,
         library=f"{library} {importlib.metadata.version(library)}",
         preprocess=preprocess,
-        pooling="network",
-        dtype="float32",
-        dim=dim,
+        precision=params.precision,
+        blocks=(),
     )
-    return backbone.model_copy(update={"digest": fingerprint(backbone)})
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """Digest of everything that changes the vectors; where the weights lie does not."""
-    decoder = (DECODER, f"pillow {importlib.metadata.version('pillow')}")  # decodes and resizes
-    described = backbone.model_dump(mode="json", exclude={"digest", "weights"})
-    return digest_of(EMBEDDING_VERSION, decoder, described)
+    blocks = _blocks(backbone, network.eval(), params)
+    return backbone.model_copy(
+        update={"digest": digest_of([block.digest for block in blocks]), "blocks": blocks}
+    )
 
 
 def load(backbone: Backbone) -> nn.Module:
@@ -78,7 +81,39 @@ def load(backbone: Backbone) -> nn.Module:
     else:
         network = _torchvision_network(name.partition("@")[0], backbone.preprocess.size)
     _load(network, read_checkpoint(file), backbone.name)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False)
+
+
+def _blocks(backbone: Backbone, network: nn.Module, params: BackboneParams) -> tuple[Block, ...]:
+    outputs = [Output(layer, () if layer == NETWORK else params.pooling) for layer in params.layers]
+    features = Features(network, backbone.preprocess, outputs, backbone.name)
+    size = backbone.preprocess.size
+    with torch.inference_mode():
+        try:
+            vectors = features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(f"{params.backbone}: does not take {size} px images ({reason})") from None
+    blocks = []
+    for view in params.views:
+        for output, vector in zip(outputs, vectors, strict=True):
+            count = max(1, len(output.pooling))
+            block = Block(
+                digest="",
+                layer=output.layer,
+                pooling=output.pooling,
+                view=view,
+                parts=(vector.shape[1] // count,) * count,
+            )
+            blocks.append(block.model_copy(update={"digest": fingerprint(backbone, block)}))
+    return tuple(blocks)
+
+
+def fingerprint(backbone: Backbone, block: Block) -> str:
+    """Digest of everything that changes the vectors; where the weights lie does not."""
+    decoder = (DECODER, f"pillow {importlib.metadata.version('pillow')}")  # decodes and resizes
+    described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
+    return digest_of(EMBEDDING_VERSION, decoder, described, block.layer, block.pooling, block.view)
 
 
 def _of_network(tensors: dict[str, Tensor], network: nn.Module, backbone: str) -> dict[str, Tensor]:
@@ -159,7 +194,7 @@ def _timm_network(name: str, size: int | None, *, pretrained: bool = False) -> n
     return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0, **sized))
 
 
-def _timm(name: str, params: EmbeddingParams) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
+def _timm(name: str, params: BackboneParams) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
     network = _timm_network(name, params.image_size)
     config: dict[str, Any] = import_module("timm.data").resolve_data_config({}, model=network)
     trained_size = cast(Any, network).pretrained_cfg["input_size"][-1]
@@ -199,7 +234,7 @@ def _torchvision_network(name: str, size: int | None) -> nn.Module:
 
 
 def _torchvision(
-    name: str, params: EmbeddingParams, store: Path
+    name: str, params: BackboneParams, store: Path
 ) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
     models: Any = import_module("torchvision.models")
     architecture, _, chosen = name.partition("@")

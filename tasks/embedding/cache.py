@@ -1,103 +1,174 @@
-"""The embedding cache: content digest → vector, in immutable packed segments.
+"""The embedding cache: content digest → vector, in immutable segments on this disk and, where one is
+configured, in a tier that many machines share.
 
-    <root>/<fingerprint>/backbone.json            what the vectors are, for people
-    <root>/<fingerprint>/<SHA-256 of it>.arrow    rows (key: 16 bytes, vector: D float32)
+    <root>/<fingerprint>/block.json         what the vectors are, for people; its age is the last use
+    <root>/<fingerprint>/<digest>.arrow     a segment, see segment.py
+    <root>/<fingerprint>/keys/              which keys the tier's segments hold, see tier.py
 
-A key is the first 16 bytes of the SHA-256 of a sample's bytes. A segment is written under a
-temporary name, synced and renamed; its name is its content, so any number of processes may write
-at once, and a segment that does not match its name is set aside and its samples embedded again.
+A key is the first 16 bytes of the SHA-256 of a sample's bytes. Any number of processes may read,
+write and compact at once without locks: a segment appears whole under a name that is its content,
+and one that does not match its name is set aside and its samples count as missing.
 """
 
-import hashlib
-import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.embedding.source import file_digest
+from tasks.embedding.index import KeyIndex, Places
+from tasks.embedding.segment import (
+    KEY_BYTES,
+    SUFFIX,
+    THREADS,
+    DamagedError,
+    Keys,
+    Segment,
+    Vectors,
+    damaged,
+    publish,
+    set_aside,
+    sync,
+)
+from tasks.embedding.segment import write as write_segment
 from tasks.errors import CacheError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from tasks.embedding.tier import Tier
 
-KEY_BYTES = 16
+DESCRIPTION = "block.json"
+_LISTINGS = 10  # of a folder that others write to all the time
+_COPY_ROWS = 256  # copied at once by a thread of `gather`
 
 
 def pack(digests: Sequence[str]) -> NDArray[np.bytes_]:
-    """Hex digests to packed keys [N]."""
-    keys = b"".join(bytes.fromhex(digest[: 2 * KEY_BYTES]) for digest in digests)
+    """Hex digests to packed keys [N].
+
+    Raises:
+        CacheError: one is no digest.
+    """
+    text = "".join([digest[: 2 * KEY_BYTES] for digest in digests])
+    try:
+        keys = bytes.fromhex(text)
+    except ValueError:
+        keys = b""
+    if len(keys) != KEY_BYTES * len(digests):
+        raise CacheError("some digest has fewer than 32 hex characters")
     return np.frombuffer(keys, dtype=f"S{KEY_BYTES}")
+
+
+def pairs(keys: NDArray[np.bytes_]) -> Keys:
+    """Packed keys [N] as the segments hold them, [N, 2]."""
+    return keys.view(np.uint64).reshape(-1, 2)
 
 
 class EmbeddingCache:
     """The vectors of one fingerprint."""
 
-    def __init__(self, root: Path, fingerprint: str, dim: int) -> None:
+    def __init__(self, root: Path, fingerprint: str, dim: int, tier: "Tier | None" = None) -> None:
+        """Opens the cache; with a tier, also uploads the segments that it lacks.
+
+        Raises:
+            CacheError: the folder can't be made, it holds vectors of another dimension, or the tier
+                can't be read.
+        """
         self.folder = root / fingerprint
         self.dim = dim
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._segments: list[NDArray[np.float32]] = []  # each [rows, D], memory-mapped
-        self._known: set[str] = set()
-        self._keys = np.empty(0, dtype=f"S{KEY_BYTES}")  # sorted
-        self._places = np.empty((0, 2), dtype=np.int64)  # (segment, row) of each key
+        self._segments: dict[str, Segment] = {}  # name -> segment
+        self._index: tuple[KeyIndex, list[Segment]] | None = None
+        self._lost = 0  # segments set aside since opening
+        try:
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sync(root)
+        except OSError as error:
+            raise CacheError(f"{self.folder}: can't be made ({error.strerror})") from None
+        with suppress(OSError):  # the last use; no more than a hint for `prune`
+            os.utime(self.folder / DESCRIPTION)
+        self._shared = tier.namespace(fingerprint, self.folder) if tier is not None else None
         self.refresh()
+        self.push()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        """How many samples are here."""
+        return self._indexed()[0].distinct()
+
+    def segments(self) -> Iterator[Path]:
+        """The files, in no particular order."""
+        yield from self.folder.glob(f"*{SUFFIX}")
 
     def refresh(self) -> None:
-        """Takes in segments that were written since, by this process or another."""
-        keys, places = [self._keys], [self._places]
-        for file in sorted(self.folder.glob("*.arrow")):
-            if file.name in self._known or not self._intact(file):
-                continue
-            segment_keys, vectors = self._read(file)
-            rows = np.arange(len(segment_keys), dtype=np.int64)
-            keys.append(segment_keys)
-            places.append(np.stack([np.full_like(rows, len(self._segments)), rows], axis=1))
-            self._segments.append(vectors)
-            self._known.add(file.name)
-        # Two writers may have embedded the same sample: either row will do, the first is taken.
-        self._keys, first = np.unique(np.concatenate(keys), return_index=True)
-        self._places = np.concatenate(places)[first]
+        """Takes in what was written since, by this process or another, here or in the tier."""
+        listed, gone = self._listed(), True
+        while gone:
+            gone = False
+            for name in sorted(listed - set(self._segments)):
+                try:
+                    self._open(self.folder / name)
+                except FileNotFoundError:  # compacted in the meantime: into one that is listed now
+                    gone = True
+            listed = self._listed() if gone else listed
+        for name in set(self._segments) - listed:
+            self._drop(name)
+        if self._shared is not None:
+            self._shared.refresh()
 
     def missing(self, digests: Sequence[str]) -> list[str]:
-        """Those of `digests` that are not in the cache, each once, in their order."""
-        present = self._find(pack(digests)) >= 0
-        return list(dict.fromkeys(d for d, found in zip(digests, present, strict=True) if not found))
+        """Those of `digests` that are neither here nor in the tier, each once, in their order.
 
-    def gather(self, digests: Sequence[str]) -> NDArray[np.float32]:
+        Rows that are here are checked, if this process has not done so already.
+        """
+        keys = pairs(pack(digests))
+        lacking = np.flatnonzero(self.find(keys) < 0)
+        if self._shared is not None and len(lacking):
+            lacking = lacking[~self._shared.holds(keys[lacking], self._segments)]
+        return list(dict.fromkeys(digests[number] for number in lacking.tolist()))
+
+    def fetch(self, digests: Sequence[str]) -> None:
+        """Brings those of `digests` that only the tier has: the segments that hold them.
+
+        Raises:
+            CacheError: the tier can't be read, or this disk can't be written to.
+        """
+        self._fetch(pairs(pack(digests)))
+
+    def gather(self, digests: Sequence[str]) -> Vectors:
         """The vectors of `digests`, [N, D].
 
         Raises:
             CacheError: some are not in the cache.
         """
-        found = self._find(pack(digests))
-        if (found < 0).any():
-            lacking = int((found < 0).sum())
-            first = digests[int(np.argmax(found < 0))]
-            raise CacheError(
-                f"{self.folder}: {lacking:,} of {len(digests):,} samples are not in the cache"
-                f" (first: {first}); embed them first"
-            )
-        vectors = np.empty((len(digests), self.dim), dtype=np.float32)
-        places = self._places[found]
-        for segment in np.unique(places[:, 0]):
-            of_segment = places[:, 0] == segment
-            vectors[of_segment] = self._segments[segment][places[of_segment, 1]]
-        return vectors
+        return self.gather_keys(pairs(pack(digests)))
 
-    def append(self, digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Writes a segment; when this returns it survives a crash.
+    def gather_keys(self, keys: Keys) -> Vectors:
+        """`gather` for keys [N, 2]."""
+        places = self.find(keys)
+        if (places < 0).any():  # they may have been written, or moved, since this was opened
+            self.refresh()
+            self._fetch(keys)
+            places = self.find(keys)
+        lacking = np.flatnonzero(places < 0)
+        if len(lacking):
+            remedy = "damaged segments were set aside: run again" if self._lost else "embed them first"
+            raise CacheError(
+                f"{self.folder}: {len(lacking):,} of {len(keys):,} samples are not in the cache"
+                f" (first: {keys[lacking[0]].tobytes().hex()}); {remedy}"
+            )
+        return self._copy(places)
+
+    def append(self, digests: Sequence[str], vectors: Vectors) -> None:
+        """Writes a segment; when this returns it survives a crash, and the tier has it.
 
         Args:
             digests: N hex digests.
             vectors: [N, D], finite.
+
+        Raises:
+            CacheError: the vectors are not such, or the disk or the tier can't be written to.
         """
         right = vectors.shape == (len(digests), self.dim) and vectors.dtype == np.float32
         if not right or not np.isfinite(vectors).all():
@@ -105,61 +176,117 @@ class EmbeddingCache:
                 f"{self.folder}: refused a segment of {vectors.dtype} {vectors.shape} for {len(digests)}"
                 f" samples of {self.dim} float32, or with values that are not finite"
             )
-        keys = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(KEY_BYTES), len(digests), [None, pa.py_buffer(pack(digests).tobytes())]
-        )
-        values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-        table = pa.table({"key": keys, "vector": pa.FixedSizeListArray.from_arrays(values, self.dim)})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        content = sink.getvalue()
-        write_durably(self.folder / f"{hashlib.sha256(content).hexdigest()}.arrow", content)
-        self.refresh()
+        if not digests:
+            return
+        try:
+            file = write_segment(self.folder, pairs(pack(digests)), vectors)
+            self._open(file)
+        except OSError as error:
+            raise CacheError(
+                f"{self.folder}: can't write {len(digests):,} embeddings ({error.strerror or error});"
+                " what was written before is kept: make room or give the right to write, then run again"
+            ) from None
+        self.push()
 
-    def segments(self) -> Iterator[Path]:
-        """The files, in no particular order."""
-        yield from self.folder.glob("*.arrow")
+    def push(self) -> None:
+        """Uploads the segments that hold rows which the tier lacks.
 
-    def _find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Place of each key in the sorted index, -1 where it is not."""
-        at = np.searchsorted(self._keys, keys)
-        at[at == len(self._keys)] = 0
-        known = self._keys[at] == keys if len(self._keys) else np.zeros(len(keys), dtype=bool)
-        return np.where(known, at, -1)
+        Raises:
+            CacheError: the tier can't be written to.
+        """
+        if self._shared is None:
+            return
+        self._shared.push(list(self._segments.values()))
 
-    def _intact(self, file: Path) -> bool:
-        with suppress(FileNotFoundError):  # another process has set it aside in the meantime
-            if file_digest(file) == file.stem:
-                return True
-            file.rename(file.with_suffix(".damaged"))
-            log.warning("%s: damaged segment set aside as .damaged; its samples are embedded again", file)
-        return False
+    def find(self, keys: Keys) -> Places:
+        """Where each key [N, 2] is on this disk, -1 where it is not; what it names was checked."""
+        while True:
+            index, segments = self._indexed()
+            places = index.find(keys)
+            asked = [(segments[part], rows) for part, _, rows in index.split(places[places >= 0])]
+            changed = [one for one, _ in asked if one.changed()]
+            bad = [] if changed else damaged(asked)
+            if not changed and not bad:
+                return places
+            for one in changed:
+                self._drop(one.file.name)
+                with suppress(FileNotFoundError):
+                    self._open(one.file)
+            for one in bad:
+                self._set_aside(one.file, one, "its vectors have changed")
 
-    def _read(self, file: Path) -> tuple[NDArray[np.bytes_], NDArray[np.float32]]:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        key = table["key"].combine_chunks()
-        vector = table["vector"].combine_chunks()
-        if vector.type.list_size != self.dim:
-            raise CacheError(f"{file}: holds vectors of {vector.type.list_size}, not {self.dim} dimensions")
-        keys = np.frombuffer(key.buffers()[1], dtype=f"S{KEY_BYTES}", count=len(key))
-        vectors = vector.flatten().to_numpy(zero_copy_only=True).reshape(len(vector), self.dim)
-        return keys, vectors
+    def _copy(self, places: Places) -> Vectors:
+        """The vectors at places that `find` gave, [N, D]."""
+        index, segments = self._indexed()
+        vectors = np.empty((len(places), self.dim), dtype=np.float32)
+        jobs = [
+            (segments[part].vectors, which[start : start + _COPY_ROWS], rows[start : start + _COPY_ROWS])
+            for part, which, rows in index.split(places)
+            for start in range(0, len(rows), _COPY_ROWS)
+        ]
+
+        def copy(first: int) -> None:
+            for source, which, rows in jobs[first::THREADS]:
+                begin, end = int(which[0]), int(which[-1]) + 1
+                if end - begin == len(which):  # side by side: no copy in between
+                    np.take(source, rows, axis=0, out=vectors[begin:end], mode="clip")
+                else:
+                    vectors[which] = source[rows]
+
+        with ThreadPoolExecutor(THREADS) as pool:  # numpy lets other threads run
+            list(pool.map(copy, range(THREADS)))
+        return vectors
+
+    def _fetch(self, keys: Keys) -> None:
+        if self._shared is None:
+            return
+        lacking = keys[self.find(keys) < 0]
+        for file in self._shared.fetch(lacking, self._segments):
+            self._open(file)
+
+    def _listed(self) -> set[str]:
+        """Names of the segments. A listing that a compaction overlaps may miss both the old names
+        and the new, so it is taken until two are the same."""
+        before: set[str] | None = None
+        for _ in range(_LISTINGS):
+            listed = {file.name for file in self.folder.iterdir() if file.suffix == SUFFIX}
+            if listed == before:
+                break
+            before = listed
+        return listed
+
+    def _open(self, file: Path) -> None:
+        try:
+            one = Segment(file)
+        except DamagedError as error:
+            self._set_aside(file, None, str(error))
+            return
+        if one.header.dim != self.dim:
+            raise CacheError(f"{file}: holds vectors of {one.header.dim}, not {self.dim} dimensions")
+        self._segments[file.name] = one
+        self._index = None
+
+    def _set_aside(self, file: Path, one: Segment | None, reason: str) -> None:
+        set_aside(file, one.identity if one else None, reason)
+        self._drop(file.name)
+        self._lost += 1
+
+    def _drop(self, name: str) -> None:
+        if self._segments.pop(name, None) is not None:
+            self._index = None
+
+    def _indexed(self) -> tuple[KeyIndex, list[Segment]]:
+        if self._index is None:
+            segments = [self._segments[name] for name in sorted(self._segments)]
+            self._index = KeyIndex([one.keys for one in segments]), segments
+        return self._index
 
 
 def write_durably(file: Path, content: bytes | memoryview) -> None:
     """Writes under a temporary name, syncs, renames, syncs the folder."""
-    handle, name = tempfile.mkstemp(prefix=".", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    def fill(stream: BinaryIO) -> str:
+        stream.write(content)
+        return file.name
+
+    publish(file.parent, fill)

@@ -1,60 +1,172 @@
 """The embedding stage: every sample of a manifest is in the cache when it ends."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 
-from tasks.embedding.cache import EmbeddingCache, write_durably
+from tasks.data.stack import split_path
+from tasks.embedding.cache import DESCRIPTION, EmbeddingCache, write_durably
+from tasks.embedding.gather import open_caches
 from tasks.errors import CacheError
-from tasks.records import SPLITS, Backbone, Embeddings, Manifest, Split, digest_of
+from tasks.records import SPLITS, Backbone, Block, Embedder, Embeddings, Manifest, Split, digest_of
+from tasks.settings import Settings
+
+Progress = Callable[[int, int], None]
+# Beside its weights a network needs their copy in the route's own layout, and its activations.
+_MEMORY_PER_WEIGHT = 4
 
 
 def run(
     manifest: Manifest,
     data: Path,
-    backbone: Backbone,
-    root: Path,
+    embedder: Embedder,
+    settings: Settings,
     max_pixels: int,
     splits: Sequence[Split] = SPLITS,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Embeddings:
     """Embeds what the cache lacks, and proves that nothing is lacking.
 
     Args:
         data: folder that the manifest's paths are relative to.
-        root: folder of all caches.
         splits: only the samples of these.
         progress: called with (done, to do).
 
     Raises:
-        CacheError: samples are still missing after embedding them.
+        CacheError: samples are still missing after embedding them, or the cache can't be written.
+        DataError: a file vanished or changed since the manifest was made.
     """
-    table = pq.read_table(manifest.file, columns=["digest", "path", "split"]).to_pylist()
-    files = {row["digest"]: row["path"] for row in table if row["split"] in splits}
-    cache = EmbeddingCache(root, backbone.digest, backbone.dim)
-    write_durably(cache.folder / "backbone.json", backbone.model_dump_json(indent=2).encode())
-    missing = cache.missing(list(files))
-    if missing:
-        # torch takes seconds to import, and a run that embeds nothing does without.
-        from tasks.embedding.backbone import load
-        from tasks.embedding.extract import Sample, extract
+    computed = embed_missing(manifest, data, embedder, settings, max_pixels, splits, progress=progress)
+    return complete(manifest, embedder, settings, splits, computed)
 
-        samples = [Sample(digest, data / files[digest]) for digest in missing]
+
+def embed_missing(
+    manifest: Manifest,
+    data: Path,
+    embedder: Embedder,
+    settings: Settings,
+    max_pixels: int,
+    splits: Sequence[Split] = SPLITS,
+    shard: tuple[int, int] = (0, 1),
+    progress: Progress = lambda done, total: None,
+) -> int:
+    """Embeds the samples of one shard that the cache lacks; returns how many they were.
+
+    Args:
+        shard: (number, of how many); a sample's digest says which one it belongs to.
+    """
+    files = _of_shard(_files(manifest, splits), *shard)
+    caches = _open(embedder, settings)
+    lacking = {block: set(cache.missing(list(files))) for block, cache in caches.items()}
+    todo = [digest for digest in files if any(digest in some for some in lacking.values())]
+    if not todo:
+        return 0
+    # torch takes seconds to import, and a run that embeds nothing does without.
+    from tasks.embedding.extract import Extractor, Sample, extract
+    from tasks.embedding.forward import forward_for
+
+    samples = [
+        Sample(digest, data / file, row) for digest in todo for file, row in [split_path(files[digest])]
+    ]
+    passes = list(_passes(embedder, lacking))
+    for number, backbones in enumerate(passes):
+        before = number * len(samples)
+        extractors = [
+            Extractor(backbone, blocks, forward_for(backbone, settings.root / "forward", settings))
+            for backbone, blocks in backbones
+        ]
         extract(
-            samples, load(backbone), backbone, cache, max_pixels, lambda done: progress(done, len(samples))
+            samples,
+            extractors,
+            caches,
+            lacking,
+            max_pixels,
+            lambda done, before=before: progress(before + done, len(passes) * len(samples)),  # type: ignore[misc]
         )
-        still = cache.missing(missing)
-        if still:
+    return len(todo)
+
+
+def complete(
+    manifest: Manifest, embedder: Embedder, settings: Settings, splits: Sequence[Split], computed: int
+) -> Embeddings:
+    """Brings what the shared tier has and this disk lacks, and proves that nothing is lacking.
+
+    Args:
+        computed: samples that were embedded for this.
+
+    Raises:
+        CacheError: samples are missing.
+    """
+    files = _files(manifest, splits)
+    for block, cache in _open(embedder, settings).items():
+        cache.fetch(list(files))
+        missing = cache.missing(list(files))
+        if missing:
             raise CacheError(
-                f"{cache.folder}: {len(still)} samples are missing after embedding (first: {still[0]});"
-                " run again"
+                f"{cache.folder}: {len(missing)} samples are missing after embedding"
+                f" (first: {missing[0]}, {files[missing[0]]}, block {block[:16]}); run again"
             )
     return Embeddings(
-        digest=digest_of(backbone.digest, sorted(files)),
-        root=str(root),
-        fingerprint=backbone.digest,
-        dim=backbone.dim,
-        computed=len(missing),
-        cached=len(files) - len(missing),
+        digest=digest_of(embedder.digest, sorted(files)),
+        root=str(settings.root / "embeddings"),
+        blocks=embedder.blocks,
+        computed=computed,
+        cached=len(files) - computed,
     )
+
+
+def _files(manifest: Manifest, splits: Sequence[Split]) -> dict[str, str]:
+    """Digest -> path of the distinct samples."""
+    table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "in", list(splits))])
+    return dict(zip(table["digest"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+
+def _of_shard(files: Mapping[str, str], number: int, shards: int) -> dict[str, str]:
+    """Digests are uniform, so equal ranges of them are shards of about the same size."""
+    return {digest: path for digest, path in files.items() if int(digest[:8], 16) * shards >> 32 == number}
+
+
+def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
+    tier = None
+    if settings.cache_url:
+        from tasks.embedding.tier import Tier  # boto3 takes a second to import
+
+        tier = Tier(settings.cache_url, settings)
+    caches = open_caches(embedder.blocks, settings.root / "embeddings", tier)
+    for backbone in embedder.backbones:
+        # What the vectors are, for people.
+        about = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
+        for block in backbone.blocks:
+            text = json.dumps({"backbone": about, "block": block.model_dump(mode="json")}, indent=2)
+            file = caches[block.digest].folder / DESCRIPTION
+            if not file.exists():
+                write_durably(file, text.encode())
+    return caches
+
+
+def _passes(
+    embedder: Embedder, lacking: Mapping[str, set[str]]
+) -> Iterator[list[tuple[Backbone, list[Block]]]]:
+    """The backbones with blocks that lack something: together in one pass over the data as far as
+    they fit into half of the free memory."""
+    wanted = [
+        (backbone, [block for block in backbone.blocks if lacking[block.digest]])
+        for backbone in embedder.backbones
+    ]
+    free = psutil.virtual_memory().available / 2
+    some: list[tuple[Backbone, list[Block]]] = []
+    need = 0
+    for backbone, blocks in wanted:
+        if not blocks:
+            continue
+        size = _MEMORY_PER_WEIGHT * Path(backbone.weights).stat().st_size
+        if some and need + size > free:
+            yield some
+            some, need = [], 0
+        some.append((backbone, blocks))
+        need += size
+    if some:
+        yield some

@@ -1,124 +1,210 @@
-"""Embedding images: as many symmetric threads as cores, each of which reads, decodes and runs a
-single-threaded forward pass, so that no core waits for another."""
+"""Embedding images: as many symmetric threads as cores, each of which reads, decodes and runs its own
+forward pass, so that no core waits for another."""
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import nn
+from torch import Tensor
 
-from tasks.data.image import decode
+from tasks.data.image import BadImage
+from tasks.data.stack import open_stack, row_digest
 from tasks.embedding.cache import EmbeddingCache
-from tasks.embedding.preprocess import crop, standardise
+from tasks.embedding.decode import pixels
+from tasks.embedding.features import Output, outputs_of
+from tasks.embedding.forward import Forward, threads
+from tasks.embedding.preprocess import batch
 from tasks.errors import DataError
-from tasks.records import Backbone
+from tasks.records import Backbone, Block
 
-# Small batches are quickest on a CPU. The number is fixed and the last batch padded, because
-# kernels are chosen by shape: so a vector does not depend on what else was embedded with it.
-BATCH = 4
+Vectors = dict[str, NDArray[np.float32]]  # digest of a block -> [N, d]
+
 SEGMENT_ROWS = 4096
 SEGMENT_SECONDS = 60.0
+_WAITING = 4  # pieces of work for each thread that are ready for it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """An image file and the digest that its bytes had when the manifest was made."""
+    """An image file, or a row of a stack of images, and the digest that it had when the manifest
+    was made."""
 
     digest: str
     file: Path
+    row: int | None = None
 
 
-def embed_images(module: nn.Module, images: Iterable[Image.Image], backbone: Backbone) -> NDArray[np.float32]:
-    """Embeds decoded RGB images: [N, D], in their order."""
-    crops = [crop(image, backbone.preprocess) for image in images]
-    vectors = np.empty((len(crops), backbone.dim), dtype=np.float32)
-    for start in range(0, len(crops), BATCH):
-        some = crops[start : start + BATCH]
-        padded = some + [some[0]] * (BATCH - len(some))
-        with torch.inference_mode():
-            batch = module(standardise(padded, backbone.preprocess))  # [BATCH, D]
-        vectors[start : start + len(some)] = batch[: len(some)].numpy()
-    return vectors
+class Extractor:
+    """Some blocks of one backbone. Many threads may call it at once."""
+
+    def __init__(self, backbone: Backbone, blocks: Sequence[Block], forward: Forward) -> None:
+        self.batch = forward.batch
+        self._how = backbone.preprocess
+        self._forward = forward
+        outputs = outputs_of(backbone)
+        self._wanted: dict[str, list[tuple[int, str]]] = {}  # view -> (output, block) that it gives
+        for block in blocks:
+            place = outputs.index(Output(block.layer, block.pooling))
+            self._wanted.setdefault(block.view, []).append((place, block.digest))
+
+    def __call__(self, images: Sequence[Tensor], digests: Sequence[str]) -> Vectors:
+        """Embeds N decoded images [3, H, W] of any sizes. A vector does not depend, to the last
+        bit, on what it is embedded with."""
+        vectors: Vectors = {}
+        for view, blocks in self._wanted.items():
+            crops = batch(images, self._how, view, digests)  # [N, 3, S, S] uint8
+            parts = [self._padded(crops[at : at + self.batch]) for at in range(0, len(crops), self.batch)]
+            for place, block in blocks:
+                vectors[block] = np.concatenate([part[place] for part in parts])
+        return vectors
+
+    def _padded(self, crops: Tensor) -> list[NDArray[np.float32]]:
+        rows = len(crops)
+        if rows < self.batch:
+            crops = torch.cat([crops, crops[:1].expand(self.batch - rows, -1, -1, -1)])
+            crops = crops.contiguous(memory_format=torch.channels_last)
+        return [vectors[:rows] for vectors in self._forward(crops)]
 
 
 def extract(
     samples: Sequence[Sample],
-    module: nn.Module,
-    backbone: Backbone,
-    cache: EmbeddingCache,
+    extractors: Sequence[Extractor],
+    caches: Mapping[str, EmbeddingCache],
+    lacking: Mapping[str, set[str]],
     max_pixels: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Embeds `samples` into `cache`; what was written stays when this is interrupted.
+    """Embeds `samples` into `caches`; what was written stays when this is interrupted.
 
     Args:
+        extractors: all run in one pass over the samples.
+        caches: digest of a block -> its cache.
+        lacking: digest of a block -> digests of the samples that it lacks; others are not written.
         progress: called with the number of samples done so far.
 
     Raises:
         DataError: a file vanished or changed since the manifest was made.
         BadImage: a file that the audit passed can't be decoded.
     """
-    threads = os.cpu_count() or 1
-    batches = iter([samples[i : i + BATCH] for i in range(0, len(samples), BATCH)])
-    digests: list[str] = []
-    rows: list[NDArray[np.float32]] = []
-    done, flushed = 0, time.monotonic()
+    size = max(extractor.batch for extractor in extractors)
+    pieces = iter([samples[at : at + size] for at in range(0, len(samples), size)])
+    segment = _Segment(caches, lacking)
 
-    def embed(batch: Sequence[Sample]) -> tuple[list[str], NDArray[np.float32]]:
+    def embed(piece: Sequence[Sample]) -> tuple[list[str], Vectors]:
         torch.set_num_threads(1)  # of this thread: OpenMP keeps the number per thread
-        images = [decode(_read(sample), max_pixels) for sample in batch]
-        return [sample.digest for sample in batch], embed_images(module, images, backbone)
+        images = _images(piece, max_pixels)
+        digests = [sample.digest for sample in piece]
+        vectors: Vectors = {}
+        for extractor in extractors:
+            vectors |= extractor(images, digests)
+        return digests, vectors
 
-    def flush() -> None:
-        nonlocal flushed
-        if digests:
-            cache.append(digests, np.concatenate(rows))
-        digests.clear()
-        rows.clear()
-        flushed = time.monotonic()
-
-    with _threads_restored(), ThreadPoolExecutor(threads) as pool:
-        running: set[Future[tuple[list[str], NDArray[np.float32]]]] = set()
+    done = 0
+    with _threads_restored(), ThreadPoolExecutor(threads()) as pool, ThreadPoolExecutor(1) as writer:
+        running: set[Future[tuple[list[str], Vectors]]] = set()
+        written: Future[None] | None = None
         try:
             while True:
-                for batch in batches:
-                    running.add(pool.submit(embed, batch))
-                    if len(running) >= 2 * threads:
+                for piece in pieces:
+                    running.add(pool.submit(embed, piece))
+                    if len(running) >= (_WAITING + 1) * threads():
                         break
                 if not running:
                     break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    of_batch, vectors = future.result()
-                    digests += of_batch
-                    rows.append(vectors)
-                    done += len(of_batch)
+                    segment.add(*future.result())
+                    done += len(future.result()[0])
                 progress(done)
-                if len(digests) >= SEGMENT_ROWS or time.monotonic() - flushed > SEGMENT_SECONDS:
-                    flush()
+                if segment.full and (written is None or written.done()):
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(segment.write, *segment.taken())
         finally:
             # Also on Ctrl-C or a bad sample: what was computed is kept.
             pool.shutdown(cancel_futures=True)
-            flush()
+            if written is not None:
+                written.result()
+            segment.write(*segment.taken())
 
 
-def _read(sample: Sample) -> bytes:
+class _Segment:
+    """Vectors on their way into the caches."""
+
+    def __init__(self, caches: Mapping[str, EmbeddingCache], lacking: Mapping[str, set[str]]) -> None:
+        self._caches, self._lacking = caches, lacking
+        self._digests: list[str] = []
+        self._pieces: list[Vectors] = []
+        self._started = time.monotonic()
+
+    @property
+    def full(self) -> bool:
+        late = time.monotonic() - self._started > SEGMENT_SECONDS
+        return len(self._digests) >= SEGMENT_ROWS or (late and bool(self._digests))
+
+    def add(self, digests: Sequence[str], vectors: Vectors) -> None:
+        self._digests += digests
+        self._pieces.append(vectors)
+
+    def taken(self) -> tuple[list[str], list[Vectors]]:
+        """What is here, which then is here no more."""
+        taken = self._digests, self._pieces
+        self._digests, self._pieces, self._started = [], [], time.monotonic()
+        return taken
+
+    def write(self, digests: list[str], pieces: list[Vectors]) -> None:
+        for block in pieces[0] if pieces else ():
+            rows = [row for row, digest in enumerate(digests) if digest in self._lacking[block]]
+            if rows:
+                vectors = np.concatenate([piece[block] for piece in pieces])
+                self._caches[block].append([digests[row] for row in rows], vectors[rows])
+
+
+def _images(piece: Sequence[Sample], max_pixels: int) -> list[Tensor]:
+    """The decoded images [3, H, W] of a piece; grey rows of a stack are [1, H, W]."""
+    return [
+        pixels(_content(sample), max_pixels) if sample.row is None else _row(sample, sample.row)
+        for sample in piece
+    ]
+
+
+def _content(sample: Sample) -> bytes:
     try:
         content = sample.file.read_bytes()
     except OSError as error:
         raise DataError(f"{sample.file}: vanished during the run ({error.strerror}); run again") from None
-    if hashlib.sha256(content).hexdigest() != sample.digest:
-        raise DataError(f"{sample.file}: changed during the run; run again")
+    _check(sample, hashlib.sha256(content).hexdigest())
     return content
+
+
+def _row(sample: Sample, row: int) -> Tensor:
+    try:
+        stack = _stack(sample.file)  # [N, H, W, C]
+    except (OSError, BadImage) as error:
+        raise DataError(f"{sample.file}: changed during the run ({error}); run again") from None
+    if row >= len(stack):
+        raise DataError(f"{sample.file}: changed during the run; run again")
+    image = np.array(stack[row])
+    _check(sample, row_digest(image))
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=16)
+def _stack(file: Path) -> NDArray[np.uint8]:
+    return open_stack(file)
+
+
+def _check(sample: Sample, digest: str) -> None:
+    if digest != sample.digest:
+        raise DataError(f"{sample.file}: changed during the run; run again")
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tasks.data.image import DECODER
 from tasks.errors import BackboneError
-from tasks.params import EmbeddingParams
+from tasks.params import BackboneParams, EmbeddingParams
 from tasks.records import digest_of
 
 # Part of every fingerprint: raise it when the code computes other vectors than before.
-EMBEDDING_VERSION = 1
+EMBEDDING_VERSION = 2
 
 # Checkpoints that installed packages ship: backbone -> (package, file below it).
 PACKAGED = {
@@ -24,16 +24,23 @@ PACKAGED = {
 
 
 def source_identity(params: EmbeddingParams) -> str:
-    """Digest of the weights' source and the libraries: while it stays, `resolve` gives the same
-    backbone.
+    """Digest of the weights' sources and the libraries: while it stays, `resolve` gives the same
+    embedder.
 
     Raises:
         BackboneError: `embedding.weights` names no safetensors file.
     """
-    library = params.backbone.split(":", 1)[0]
+    libraries = {one.backbone.split(":", 1)[0] for one in (params, *params.others)}
+    versions = [
+        f"{name} {importlib.metadata.version(name)}" for name in sorted({*libraries, "torch", "pillow"})
+    ]
+    sources = [_source_digest(one) for one in (params, *params.others)]
+    return digest_of(params, versions, EMBEDDING_VERSION, DECODER, sources)
+
+
+def _source_digest(params: BackboneParams) -> str:
     file = packaged_file(params.backbone) if params.weights == "auto" else local_file(params.weights)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in (library, "torch", "pillow")]
-    return digest_of(params, versions, EMBEDDING_VERSION, DECODER, file_digest(file) if file else "hub")
+    return file_digest(file) if file else "hub"
 
 
 def packaged_file(backbone: str) -> Path | None:

@@ -1,9 +1,14 @@
 """The embedding stage as Prefect tasks."""
 
-from functools import partial
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks import progress
 from tasks.data.image import BadImage
@@ -11,53 +16,116 @@ from tasks.embedding import embed, source
 from tasks.embedding.cache import write_durably
 from tasks.errors import DataError
 from tasks.params import DataParams, EmbeddingParams
-from tasks.records import SPLITS, Backbone, DatasetVersion, Embeddings, Manifest, Split, digest_of
+from tasks.progress import Pace
+from tasks.records import SPLITS, DatasetVersion, Embedder, Embeddings, Manifest, Split, digest_of
 from tasks.settings import Settings
 from tasks.task import options
 
+log = logging.getLogger(__name__)
 
-@task(name="resolve backbone", **options())
-def resolve_backbone(params: EmbeddingParams) -> Backbone:
-    """Names the backbone by its content. What it resolved to is remembered as long as its source
-    stays the same, because looking costs the import of torch."""
+ARTIFACT_SECONDS = 3.0  # between two updates of a progress artifact
+
+
+@task(name="resolve backbones", **options())
+def resolve_embedder(params: EmbeddingParams) -> Embedder:
+    """Names the backbones by their content. What they resolved to is remembered as long as their
+    sources stay the same, because looking costs the import of torch."""
     root = Settings().root
     return remembered(params, root / "weights")
 
 
-def remembered(params: EmbeddingParams, store: Path) -> Backbone:
+def remembered(params: EmbeddingParams, store: Path) -> Embedder:
     """`backbone.resolve`, by way of the memo in `store`."""
     memo = store / f"{digest_of(source.source_identity(params), str(store))}.json"
     if memo.exists():
-        known = Backbone.model_validate_json(memo.read_bytes())
-        if Path(known.weights).exists():
+        known = Embedder.model_validate_json(memo.read_bytes())
+        if all(Path(backbone.weights).exists() for backbone in known.backbones):
             return known
     from tasks.embedding.backbone import resolve
 
-    backbone = resolve(params, store)
-    write_durably(memo, backbone.model_dump_json(indent=2).encode())
-    return backbone
+    embedder = resolve(params, store)
+    write_durably(memo, embedder.model_dump_json(indent=2).encode())
+    return embedder
 
 
 @task(name="embed", **options())
 def embed_samples(
     manifest: Manifest,
     dataset: DatasetVersion,
-    backbone: Backbone,
+    embedder: Embedder,
     params: DataParams,
     splits: tuple[Split, ...] = SPLITS,
 ) -> Embeddings:
-    """Embeds what the cache lacks."""
-    try:
+    """Embeds what the cache lacks, in this process."""
+    with _known_images(dataset):
         return embed.run(
+            manifest, dataset.data, embedder, Settings(), params.max_pixels, splits, ProgressArtifact("embed")
+        )
+
+
+@task(name="embed shard", task_run_name="embed shard {number} of {shards}", **options())
+def embed_shard(
+    manifest: Manifest,
+    dataset: DatasetVersion,
+    embedder: Embedder,
+    params: DataParams,
+    splits: tuple[Split, ...],
+    number: int,
+    shards: int,
+) -> int:
+    """Embeds what the cache lacks of one shard, wherever the task runner runs it; how many that were."""
+    with _known_images(dataset):
+        return embed.embed_missing(
             manifest,
             dataset.data,
-            backbone,
-            Settings().root / "embeddings",
+            embedder,
+            Settings(),
             params.max_pixels,
             splits,
-            partial(progress.report, "embed"),
+            (number, shards),
+            ProgressArtifact(f"embed-shard-{number}"),
         )
+
+
+@task(name="collect embeddings", **options())
+def collect_embeddings(
+    manifest: Manifest, embedder: Embedder, splits: tuple[Split, ...], computed: int
+) -> Embeddings:
+    """Brings to this machine what the shards made, and proves that nothing is lacking."""
+    return embed.complete(manifest, embedder, Settings(), splits, computed)
+
+
+@contextmanager
+def _known_images(dataset: DatasetVersion) -> Iterator[None]:
+    try:
+        yield
     except BadImage as error:
         raise DataError(
             f"{dataset.folder}: an image that passed the audit can't be decoded ({error})"
         ) from error
+
+
+class ProgressArtifact:
+    """Progress of a task in the Prefect UI, and for whoever listens in this process."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._pace = Pace()
+        self._id: UUID | None = None
+        self._written = -ARTIFACT_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        progress.report("embed", done, total)
+        now = time.monotonic()
+        if now - self._written < ARTIFACT_SECONDS and done < total:
+            return
+        self._written = now
+        percent, text = 100 * done / max(1, total), self._pace.told(done, total)
+        try:
+            if self._id is None:
+                made = create_progress_artifact(percent, key=self._key, description=text)
+                self._id = made if isinstance(made, UUID) else None
+            else:
+                update_progress_artifact(self._id, percent, description=text)
+        except Exception as error:  # what is computed matters more than what is shown of it
+            log.warning("%s: progress can't be shown (%s)", self._key, type(error).__name__)

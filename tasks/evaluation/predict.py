@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.embedding.cache import EmbeddingCache
+from tasks.embedding.gather import gather
 from tasks.head.linear import LinearHead
 from tasks.records import Embeddings, Manifest
 
@@ -21,6 +21,5 @@ def test_probabilities(
         RegistryError: the folder holds no readable head.
     """
     table = pq.read_table(manifest.file, columns=["digest"], filters=[("split", "=", "test")])
-    cache = EmbeddingCache(Path(embeddings.root), embeddings.fingerprint, embeddings.dim)
     head = LinearHead.load(head_folder)
-    return head.predict_proba(cache.gather(table["digest"].to_pylist())), head.classes
+    return head.predict_proba(gather(embeddings, table["digest"].to_pylist())), head.classes

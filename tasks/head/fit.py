@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
-from tasks.embedding.cache import EmbeddingCache
+from tasks.embedding.gather import gather, parts
 from tasks.head.calibrate import fit_temperature
 from tasks.head.folds import check_folds
 from tasks.head.linear import LinearHead
@@ -35,10 +35,10 @@ def run(out: Path, manifest: Manifest, embeddings: Embeddings, params: HeadParam
     check_folds(dict(zip(manifest.classes, counts, strict=True)), params.folds)
     # One BLAS thread a fit: sums are then added in the same order whatever the number of cores.
     with threadpool_limits(1, user_api="blas"):
-        basis = Basis.of(_standardise(x)[0])
-        losses = cross_validate(x, y, _groups(manifest), params, basis)
+        basis = Basis.of(_standardise(x, parts(embeddings))[0])
+        losses = cross_validate(x, y, _groups(manifest), params, basis, parts(embeddings))
         strength = one_standard_error(losses)
-        path = RegularisationPath(x, y, manifest.classes, basis, params.max_iterations)
+        path = RegularisationPath(x, y, manifest.classes, basis, params.max_iterations, parts(embeddings))
         head = path.fit(strength)
     x_validation, y_validation = split_data(manifest, embeddings, "validation")
     head = replace(head, temperature=fit_temperature(head.logits(x_validation), y_validation))
@@ -61,8 +61,7 @@ def split_data(
     table = pq.read_table(manifest.file, columns=["digest", "label"], filters=[("split", "=", split)])
     index = {name: i for i, name in enumerate(manifest.classes)}
     labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
-    cache = EmbeddingCache(Path(embeddings.root), embeddings.fingerprint, embeddings.dim)
-    return cache.gather(table["digest"].to_pylist()), labels
+    return gather(embeddings, table["digest"].to_pylist()), labels
 
 
 def _groups(manifest: Manifest) -> list[str]:
@@ -78,6 +77,7 @@ def cross_validate(
     groups: Sequence[str],
     params: HeadParams,
     basis: Basis,
+    parts: Sequence[int],
 ) -> dict[float, NDArray[np.float64]]:
     """Mean held-out log loss [folds] of each strength, from the most to the least regularised.
 
@@ -93,7 +93,7 @@ def cross_validate(
         split = StratifiedKFold(params.folds, shuffle=True, random_state=params.seed).split(x, y)
     classes = tuple(str(c) for c in range(int(y.max()) + 1))
     paths = [
-        (RegularisationPath(x[fitted], y[fitted], classes, basis, params.max_iterations), held_out)
+        (RegularisationPath(x[fitted], y[fitted], classes, basis, params.max_iterations, parts), held_out)
         for fitted, held_out in split
     ]
 
@@ -133,8 +133,9 @@ class RegularisationPath:
         classes: tuple[str, ...],
         basis: Basis,
         max_iterations: int,
+        parts: Sequence[int],
     ) -> None:
-        standard, self._mean, self._scale = _standardise(x)
+        standard, self._mean, self._scale = _standardise(x, parts)
         self._z = standard @ basis.vectors
         self._y, self._classes, self._basis = y, classes, basis
         self._max_iterations = max_iterations
@@ -156,15 +157,22 @@ class RegularisationPath:
 
 
 def _standardise(
-    x: NDArray[np.float32],
+    x: NDArray[np.float32], parts: Sequence[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centred in each dimension, divided by one scale for all (the root of the mean variance).
+    """Centred in each dimension, each part divided by one scale (the root of its mean variance).
 
-    One scale, because a backbone has dimensions that hardly ever fire: to blow each of them up to
+    One scale for a part, because a backbone has dimensions that hardly ever fire: to blow each of them up to
     variance 1 raises their noise to the rank of signal (surface inspection: test log loss .495
     instead of .440).
     """
     mean = x.mean(axis=0, dtype=np.float64)
     standard = x.astype(np.float64) - mean
-    deviation = float(np.sqrt((standard**2).mean())) or 1.0  # all embeddings the same: stay at 0
-    return standard / deviation, mean, np.full_like(mean, deviation)
+    variance = (standard**2).mean(axis=0)
+    ends = np.cumsum(parts)
+    deviations = [
+        np.sqrt(variance[end - part : end].mean()) or 1.0  # all the same: they stay at 0
+        for part, end in zip(parts, ends, strict=True)
+    ]
+    # By the number of parts, so that several do not count for more than one does.
+    scale = np.repeat(deviations, parts) * np.sqrt(len(parts))
+    return standard / scale, mean, scale

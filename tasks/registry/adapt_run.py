@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from tasks.params import Params
 from tasks.records import (
     Audit,
-    Backbone,
     DatasetVersion,
     Decision,
+    Embedder,
     Evaluation,
     Head,
     Manifest,
     digest_of,
 )
-from tasks.registry.names import CHAMPION_VERSION, DATA, DECISION, DECISION_FILE, PASSED, RUN_KEY
+from tasks.registry.names import BLOCKS, CHAMPION_VERSION, DATA, DECISION, DECISION_FILE, PASSED, RUN_KEY
 from tasks.stage import code_digest
 
 
@@ -30,7 +30,7 @@ class AdaptRun:
     data: DatasetVersion
     audit: Audit
     manifest: Manifest
-    backbone: Backbone
+    embedder: Embedder
     head: Head
     evaluation: Evaluation
     decision: Decision
@@ -77,7 +77,8 @@ def tags(run: AdaptRun) -> dict[str, str]:
         "regraft.manifest": run.manifest.digest,
         "regraft.params": digest_of(run.params),
         "regraft.code": code_digest(),
-        "regraft.backbone": run.backbone.digest,
+        "regraft.embedder": run.embedder.digest,
+        BLOCKS: " ".join(block.digest for block in run.embedder.blocks),
         "regraft.head": run.head.digest,
         "regraft.evaluation": run.evaluation.digest,
         DECISION: run.decision.digest,

@@ -11,6 +11,7 @@ RUN_KEY = "regraft.run_key"
 DATA = "regraft.data"
 DECISION = "regraft.decision"
 DECISION_FILE = "regraft.decision_sha256"
+BLOCKS = "regraft.blocks"  # fingerprints of the embedding blocks that the head stands on
 PASSED = "regraft.passed"
 CHAMPION_VERSION = "regraft.champion_version"  # of the decision; empty: there was none
 PACKAGE = "regraft.package"

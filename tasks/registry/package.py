@@ -1,9 +1,9 @@
 """A package: one folder with all that turns image bytes into probabilities, and nothing to run.
 
-model.json            format version, backbone, classes, pixel limit, digests of the files
-backbone.safetensors  weights of the backbone
-head.safetensors      weights of the head
-head.json             classes and temperature of the head
+model.json              format version, embedder, classes, pixel limit, digests of the files
+backbone-N.safetensors  weights of the N-th backbone, counted from 0
+head.safetensors        weights of the head
+head.json               classes and temperature of the head
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.data.image import BadImage, decode
 from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError
 from tasks.head.linear import LinearHead
-from tasks.records import Backbone
+from tasks.records import Embedder
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch import Tensor
 
-FORMAT = 1
+    from tasks.embedding.extract import Extractor
+
+FORMAT = 2
 DESCRIPTION = "model.json"
-_WEIGHTS = "backbone.safetensors"
 _HEAD = ("head.safetensors", "head.json")
 
 
@@ -49,8 +49,8 @@ class _Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]
-    backbone: Backbone  # `weights` is relative to the package
+    format: Literal[2]
+    embedder: Embedder  # `weights` are relative to the package
     classes: tuple[str, ...]
     max_pixels: int
     files: dict[str, str]  # name -> hex SHA-256
@@ -62,7 +62,7 @@ class Package:
 
     folder: Path
     digest: str  # hex SHA-256 of model.json, which holds the digests of the other files
-    backbone: Backbone  # `weights` is the file in this folder
+    embedder: Embedder  # `weights` are files in this folder
     classes: tuple[str, ...]
     max_pixels: int
 
@@ -80,52 +80,64 @@ class Package:
         """
         if not images:
             return np.empty((0, len(self.classes)))
-        from tasks.embedding.extract import embed_images
-
-        embeddings = embed_images(self._network, self._decoded(images), self.backbone)  # [N, D]
+        decoded = list(self._decoded(images))
+        digests = [hashlib.sha256(content).hexdigest() for content in images]
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for extractor in self._extractors:
+            vectors |= extractor(decoded, digests)
+        embeddings = np.concatenate([vectors[block.digest] for block in self.embedder.blocks], axis=1)
         return self._head.predict_proba(embeddings)  # [N, C]
 
     def warm_up(self) -> None:
         """Loads the networks now, which the first prediction would do otherwise."""
-        _ = self._network, self._head
+        _ = self._extractors, self._head
 
-    def _decoded(self, images: Sequence[bytes]) -> Iterator[Image.Image]:
+    def _decoded(self, images: Sequence[bytes]) -> Iterator["Tensor"]:
+        from tasks.embedding.decode import from_image
+
         for index, content in enumerate(images):
             try:
-                yield decode(content, self.max_pixels)
+                yield from_image(decode(content, self.max_pixels))
             except BadImage as error:
                 raise BadInputError(index, str(error)) from None
 
     @cached_property
-    def _network(self) -> "Module":
+    def _extractors(self) -> "list[Extractor]":
         # torch takes seconds to import, and a package is often read without being run.
-        from tasks.embedding.backbone import load
+        from tasks.embedding.extract import Extractor
+        from tasks.embedding.forward import TorchForward
 
-        return load(self.backbone)
+        return [
+            Extractor(backbone, backbone.blocks, TorchForward(backbone))
+            for backbone in self.embedder.backbones
+        ]
 
     @cached_property
     def _head(self) -> LinearHead:
         return LinearHead.load(self.folder)
 
 
-def write(out: Path, backbone: Backbone, head_folder: Path, max_pixels: int) -> Path:
+def write(out: Path, embedder: Embedder, head_folder: Path, max_pixels: int) -> Path:
     """Writes a package into the folder `out`, `model.json` last; returns `out`.
 
     Raises:
-        RegistryError: the weights are not the ones that the backbone names, or the folder has no head.
+        RegistryError: the weights are not the ones that a backbone names, or the folder has no head.
     """
     out.mkdir(parents=True, exist_ok=True)
-    sources = {_WEIGHTS: Path(backbone.weights), **{name: head_folder / name for name in _HEAD}}
+    weights = {f"backbone-{number}.safetensors": each for number, each in enumerate(embedder.backbones)}
+    sources = {name: Path(backbone.weights) for name, backbone in weights.items()}
+    sources |= {name: head_folder / name for name in _HEAD}
     for name, source in sources.items():
         if not source.is_file():
             raise RegistryError(f"{source}: is missing; a package can't be made without it")
         shutil.copyfile(source, out / name)
     files = {name: file_digest(out / name) for name in sources}
-    if files[_WEIGHTS] != backbone.weights_digest:
-        raise RegistryError(f"{backbone.weights}: is not the file that {backbone.name} was resolved with")
+    for name, backbone in weights.items():
+        if files[name] != backbone.weights_digest:
+            raise RegistryError(f"{backbone.weights}: is not the file that {backbone.name} was resolved with")
     description = _Description(
         format=FORMAT,
-        backbone=backbone.model_copy(update={"weights": _WEIGHTS}),
+        embedder=_with_weights(embedder, list(weights)),
         classes=LinearHead.load(out).classes,
         max_pixels=max_pixels,
         files=files,
@@ -142,7 +154,8 @@ def read(folder: Path) -> Package:
             folder, or a file is missing or was changed.
     """
     content, description = _describe(folder)
-    needed = {description.backbone.weights, *_HEAD}
+    backbones = description.embedder.backbones
+    needed = {*(backbone.weights for backbone in backbones), *_HEAD}
     if set(description.files) != needed:
         raise RegistryError(
             f"{folder / DESCRIPTION}: must list exactly {', '.join(sorted(needed))} in `files`"
@@ -153,18 +166,29 @@ def read(folder: Path) -> Package:
             raise RegistryError(f"{folder}: lacks {name}; download the package again")
         if file_digest(file) != digest:
             raise RegistryError(f"{file}: was changed since the package was written (SHA-256 differs)")
-    weights = _inside(folder, description.backbone.weights)
-    if description.files[description.backbone.weights] != description.backbone.weights_digest:
-        raise RegistryError(f"{weights}: is not the file that {description.backbone.name} was resolved with")
+    for backbone in backbones:
+        if description.files[backbone.weights] != backbone.weights_digest:
+            file = folder / backbone.weights
+            raise RegistryError(f"{file}: is not the file that {backbone.name} was resolved with")
     if LinearHead.load(folder).classes != description.classes:
         raise RegistryError(f"{folder}: model.json and head.json name different classes")
     return Package(
         folder=folder,
         digest=hashlib.sha256(content).hexdigest(),
-        backbone=description.backbone.model_copy(update={"weights": str(weights)}),
+        embedder=_with_weights(
+            description.embedder, [str(_inside(folder, backbone.weights)) for backbone in backbones]
+        ),
         classes=description.classes,
         max_pixels=description.max_pixels,
     )
+
+
+def _with_weights(embedder: Embedder, files: Sequence[str]) -> Embedder:
+    backbones = tuple(
+        backbone.model_copy(update={"weights": file})
+        for backbone, file in zip(embedder.backbones, files, strict=True)
+    )
+    return embedder.model_copy(update={"backbones": backbones})
 
 
 def _describe(folder: Path) -> tuple[bytes, _Description]:

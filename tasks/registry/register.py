@@ -102,7 +102,7 @@ def _log_model(client: MlflowClient, run: AdaptRun, entry: Run) -> LoggedModel:
         )
         with tempfile.TemporaryDirectory(prefix="regraft-model-") as folder:
             made = package.write(
-                Path(folder) / "package", run.backbone, run.head.path, run.params.data.max_pixels
+                Path(folder) / "package", run.embedder, run.head.path, run.params.data.max_pixels
             )
             saved = bundle.save(Path(folder) / MODEL, made, description)
             client.set_logged_model_tags(model.model_id, {names.PACKAGE: package.read(made).digest})

@@ -201,7 +201,7 @@ def champion(name: str, settings: Settings) -> Champion | None:
         name=name,
         version=number,
         folder=str(folder),
-        backbone=content.backbone,
+        embedder=content.embedder,
     )
 
 

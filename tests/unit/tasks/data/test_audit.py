@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data import audit
+from tasks.data import audit, content
 from tasks.data.image import decode
 from tasks.errors import DataError
 from tasks.params import DataParams
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Run:
     def run_it(version: DatasetVersion, **params: object) -> Audit:
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        return audit.run(out, version, DataParams.model_validate(params), tmp_path / "verified")
+        return audit.run(out, version, DataParams.model_validate(params), tmp_path)
 
     return run_it
 
@@ -54,7 +54,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(content))
         return decode(content, max_pixels)
 
-    monkeypatch.setattr(audit, "decode", spy)
+    monkeypatch.setattr(content, "decode", spy)
     return calls
 
 
