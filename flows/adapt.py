@@ -18,7 +18,12 @@ from tasks.registry.task import find_finished, register
 
 
 @flow(name="adapt", persist_result=True, result_serializer="json")
-def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> AdaptResult:  # noqa: B008
+def adapt(
+    data: str = BUILTIN,
+    name: str = "",
+    params: Params = Params(),  # noqa: B008
+    rehash: bool = False,
+) -> AdaptResult:
     """Versions the data, embeds what is new, trains a head, judges it, registers it if it passed.
 
     Args:
@@ -26,18 +31,19 @@ def adapt(data: str = BUILTIN, name: str = "", params: Params = Params()) -> Ada
             same under s3://, or builtin:surface-inspection.
         name: Name of the model in the registry; empty: after the data.
         params: See params.yaml.
+        rehash: Read and hash every file anew, also those whose size, time and inode are unchanged.
     """
     name = check_name(name or model_name(data))
-    dataset = version_data(data, params.data)
+    dataset = version_data(data, params.data, rehash)
+    audit = audit_images(dataset, params.data, rehash)
     embedder = resolve_embedder(params.embedding)
-    run = Run.of(name, params, dataset, embedder)
+    run = Run.of(name, params, dataset, audit, embedder)
 
     # The key names data, parameters, code and embedder: what was decided on them stays decided.
     finished = find_finished(run.name, run.key)
     if finished is not None:
         return artifacts.publish_result(run.unchanged(finished))
 
-    audit = audit_images(dataset, params.data)
     manifest = build_manifest(dataset, audit, params.data)
     artifacts.publish_data(dataset, audit, manifest)
     check_folds(manifest.counts["train"], params.head.folds)

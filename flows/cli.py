@@ -8,14 +8,16 @@ import traceback
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from flows import show, stack
-from tasks.errors import ParamsError, RegraftError, StackError
-from tasks.params import BUILTIN, Params, explain, load_params
+from flows.cache import cache_app
+from flows.options import AsJson, State, settings_of, tell
+from tasks.errors import RegraftError
+from tasks.params import BUILTIN, Params, load_params
 from tasks.settings import ROOT, Settings
 
 app = typer.Typer(
@@ -28,9 +30,7 @@ data_app = typer.Typer(help="Versions of the data.", no_args_is_help=True)
 models_app = typer.Typer(help="Versions of the models.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
-
-State = Annotated[Path | None, typer.Option("--state", help="Folder of all state.", show_default=".regraft")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of the output.")]
+app.add_typer(cache_app, name="cache")
 
 
 @app.command()
@@ -43,11 +43,12 @@ def adapt(
     name: Annotated[
         str | None, typer.Option(help="Name of the model.", show_default="after the data")
     ] = None,
+    rehash: Annotated[bool, typer.Option(help="Read and hash unchanged files too.")] = False,
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
     """Adapt a model to a dataset: version, embed, train, judge, register."""
-    settings = _settings(state)
+    settings = settings_of(state)
     values = _params(params)
     with show.progress(quiet=as_json):
         api = stack.api(settings)
@@ -56,7 +57,7 @@ def adapt(
         from flows.adapt import adapt as flow
 
         api.wait()
-        result = flow(data=data, name=name or "", params=values)
+        result = flow(data=data, name=name or "", params=values, rehash=rehash)
     if as_json:
         typer.echo(result.model_dump_json())
     else:
@@ -72,7 +73,7 @@ def data_checkout(
     as_json: AsJson = False,
 ) -> None:
     """Bring back the exact files that made a model version."""
-    settings = _settings(state)
+    settings = settings_of(state)
     from tasks.data.version import checkout
     from tasks.registry.versions import origin_of
 
@@ -80,7 +81,7 @@ def data_checkout(
     version = checkout(origin.dvc_file, to, settings, force=force)
     params = version.path / "data.params.yaml"
     params.write_text(origin.params, encoding="utf-8")
-    _tell(
+    tell(
         as_json,
         {"data": str(version.data), "digest": version.digest, "files": version.files},
         f"{version.files:,} files of {version.digest} are in {version.data};"
@@ -95,7 +96,7 @@ def models_list(
     as_json: AsJson = False,
 ) -> None:
     """List the registered versions with their aliases and metrics."""
-    settings = _settings(state)
+    settings = settings_of(state)
     from tasks.registry.versions import list_versions
 
     versions = list_versions(settings, name)
@@ -115,35 +116,35 @@ def models_promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion, if a passed decision stands behind it."""
-    settings = _settings(state)
+    settings = settings_of(state)
     api = stack.api(settings)
     from flows.promote import promote
 
     api.wait()
     promotion = promote(name=name, version=version, by=by or _user(), reason=reason)
     done = "is the champion now" if promotion.changed else "was the champion already"
-    _tell(as_json, promotion.model_dump(mode="json"), f"{name} version {promotion.version} {done}")
+    tell(as_json, promotion.model_dump(mode="json"), f"{name} version {promotion.version} {done}")
 
 
 @app.command()
 def up(state: State = None, as_json: AsJson = False) -> None:
     """Start Prefect, MLflow and a worker in the background, with the deployments."""
-    started = stack.up(_settings(state), _params(None))
-    _tell(as_json, started.model_dump(mode="json"), _addresses(started))
+    started = stack.up(settings_of(state), _params(None))
+    tell(as_json, started.model_dump(mode="json"), _addresses(started))
 
 
 @app.command()
 def down(state: State = None) -> None:
     """Stop what `regraft up` started."""
-    stopped = stack.down(_settings(state))
+    stopped = stack.down(settings_of(state))
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 @app.command()
 def ui(state: State = None, as_json: AsJson = False) -> None:
     """Start the servers if they are not up, and print their addresses."""
-    started = stack.up(_settings(state), _params(None))
-    _tell(as_json, {"prefect": started.prefect, "mlflow": started.mlflow}, _addresses(started))
+    started = stack.up(settings_of(state), _params(None))
+    tell(as_json, {"prefect": started.prefect, "mlflow": started.mlflow}, _addresses(started))
 
 
 def main() -> None:
@@ -177,23 +178,6 @@ def _fail(message: str, status: int = 1) -> None:
     sys.exit(status)
 
 
-def _settings(state: Path | None) -> Settings:
-    if state is not None:
-        os.environ["REGRAFT_STATE"] = str(state)
-    try:
-        settings = Settings()
-        settings.root.mkdir(parents=True, exist_ok=True)
-    except ValidationError as error:
-        raise ParamsError(f"environment, REGRAFT_*: {explain(error)}") from None
-    except OSError as error:
-        raise StackError(
-            f"{settings.root}: can't be the state folder ({error.strerror}); name another with --state"
-        ) from None
-    if not os.access(settings.root, os.W_OK):
-        raise StackError(f"{settings.root}: this state folder is read-only; name another with --state")
-    return settings
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -220,7 +204,3 @@ def _params(file: Path | None) -> Params:
 
 def _addresses(started: stack.Stack) -> str:
     return f"Prefect  {started.prefect}\nMLflow   {started.mlflow}"
-
-
-def _tell(as_json: bool, values: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(values) if as_json else text)

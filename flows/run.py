@@ -44,8 +44,8 @@ class Run:
     embedder: Embedder
 
     @classmethod
-    def of(cls, name: str, params: Params, dataset: DatasetVersion, embedder: Embedder) -> Self:
-        key = digest_of(name, dataset.identity, params, code_digest(), embedder.digest)
+    def of(cls, name: str, params: Params, dataset: DatasetVersion, audit: Audit, embedder: Embedder) -> Self:
+        key = digest_of(name, dataset.identity, audit.digest, params, code_digest(), embedder.digest)
         return cls(name, key, params, dataset, embedder)
 
     def result(

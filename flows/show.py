@@ -24,6 +24,7 @@ from tasks import progress as reported
 from tasks.records import AdaptResult, Interval
 
 if TYPE_CHECKING:
+    from tasks.embedding.maintain import Space
     from tasks.registry.versions import VersionInfo
 
 
@@ -103,6 +104,37 @@ def versions(found: "Sequence[VersionInfo]") -> None:
             escape(" ".join(version.aliases)),
         )
     Console().print(table)
+
+
+def spaces(found: "Sequence[Space]") -> None:
+    """Prints what the embedding cache holds."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for column in ("fingerprint", "place", "embeddings", "segments", "size", "used"):
+        table.add_column(column, justify="right" if column in ("embeddings", "segments", "size") else "left")
+    table.add_column("what", overflow="fold")
+    for space in found:
+        used = f"{space.unused_days:.0f} days ago" if space.unused_days >= 1 else "today"
+        damaged = f" ({space.damaged} segments damaged)" if space.damaged else ""
+        table.add_row(
+            space.fingerprint[:16],
+            space.place,
+            f"{space.rows:,}",
+            f"{space.segments:,}",
+            size(space.bytes),
+            used,
+            escape(space.what + damaged),
+        )
+    Console().print(table)
+
+
+def size(count: int) -> str:
+    """`12.3 MB`, in powers of 1,000."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.1f} {unit}"
 
 
 def _metrics(result: AdaptResult) -> Table:

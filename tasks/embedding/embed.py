@@ -1,8 +1,9 @@
 """The embedding stage: every sample of a manifest is in the cache when it ends."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pyarrow.parquet as pq
@@ -14,9 +15,13 @@ from tasks.errors import CacheError
 from tasks.records import SPLITS, Backbone, Block, Embedder, Embeddings, Manifest, Split, digest_of
 from tasks.settings import Settings
 
+if TYPE_CHECKING:
+    from tasks.embedding.tier import Tier
+
 Progress = Callable[[int, int], None]
 # Beside its weights a network needs their copy in the route's own layout, and its activations.
 _MEMORY_PER_WEIGHT = 4
+MAX_SEGMENTS = 256  # of a block, before they are compacted
 
 
 def run(
@@ -68,15 +73,23 @@ def embed_missing(
     from tasks.embedding.extract import Extractor, Sample, extract
     from tasks.embedding.forward import forward_for
 
-    samples = [
-        Sample(digest, data / file, row) for digest in todo for file, row in [split_path(files[digest])]
+    passes = [
+        (
+            backbones,
+            [digest for digest in todo if any(digest in lacking[block] for block in _names(backbones))],
+        )
+        for backbones in _passes(embedder, lacking)
     ]
-    passes = list(_passes(embedder, lacking))
-    for number, backbones in enumerate(passes):
-        before = number * len(samples)
+    total, before = sum(len(digests) for _, digests in passes), 0
+    for backbones, digests in passes:
         extractors = [
             Extractor(backbone, blocks, forward_for(backbone, settings.root / "forward", settings))
             for backbone, blocks in backbones
+        ]
+        samples = [
+            Sample(digest, data / file, row)
+            for digest in digests
+            for file, row in [split_path(files[digest])]
         ]
         extract(
             samples,
@@ -84,8 +97,9 @@ def embed_missing(
             caches,
             lacking,
             max_pixels,
-            lambda done, before=before: progress(before + done, len(passes) * len(samples)),  # type: ignore[misc]
+            lambda done, before=before: progress(before + done, total),  # type: ignore[misc]
         )
+        before += len(digests)
     return len(todo)
 
 
@@ -109,6 +123,10 @@ def complete(
                 f"{cache.folder}: {len(missing)} samples are missing after embedding"
                 f" (first: {missing[0]}, {files[missing[0]]}, block {block[:16]}); run again"
             )
+        if sum(1 for _ in cache.segments()) > MAX_SEGMENTS:
+            from tasks.embedding.compact import compact
+
+            compact(cache.folder.parent, block, _tier(settings))
     return Embeddings(
         digest=digest_of(embedder.digest, sorted(files)),
         root=str(settings.root / "embeddings"),
@@ -130,12 +148,7 @@ def _of_shard(files: Mapping[str, str], number: int, shards: int) -> dict[str, s
 
 
 def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
-    tier = None
-    if settings.cache_url:
-        from tasks.embedding.tier import Tier  # boto3 takes a second to import
-
-        tier = Tier(settings.cache_url, settings)
-    caches = open_caches(embedder.blocks, settings.root / "embeddings", tier)
+    caches = open_caches(embedder.blocks, settings.root / "embeddings", _tier(settings))
     for backbone in embedder.backbones:
         # What the vectors are, for people.
         about = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
@@ -145,6 +158,18 @@ def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
             if not file.exists():
                 write_durably(file, text.encode())
     return caches
+
+
+def _tier(settings: Settings) -> "Tier | None":
+    if settings.cache_url is None:
+        return None
+    from tasks.embedding.tier import Tier  # boto3 takes a second to import
+
+    return Tier(settings.cache_url, settings)
+
+
+def _names(backbones: Iterable[tuple[Backbone, Sequence[Block]]]) -> list[str]:
+    return [block.digest for _, blocks in backbones for block in blocks]
 
 
 def _passes(

@@ -22,6 +22,7 @@ from tasks.errors import RegistryError, public
 from tasks.records import Champion, RegisteredVersion, digest_of
 from tasks.registry import package
 from tasks.registry.names import (
+    BLOCKS,
     CHALLENGER,
     CHAMPION,
     CHAMPION_VERSION,
@@ -90,6 +91,15 @@ def list_versions(settings: Settings, name: str | None = None) -> list[VersionIn
             )
         )
     return sorted(found, key=lambda v: (v.name, -int(v.version)))
+
+
+def referenced_blocks(settings: Settings) -> set[str]:
+    """Fingerprints of the embeddings that any registered version of any model stands on."""
+    return {
+        block
+        for version in _search(connect(settings), None)
+        for block in version.tags.get(BLOCKS, "").split()
+    }
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str] | None:
