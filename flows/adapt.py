@@ -6,6 +6,7 @@ from flows import artifacts
 from flows.champion import champion_on_test
 from flows.embedding import embed
 from flows.run import Run, model_name
+from flows.runner import task_runner
 from tasks.data.task import audit_images, build_manifest, version_data
 from tasks.embedding.task import resolve_embedder
 from tasks.evaluation.task import decide, evaluate_head
@@ -15,9 +16,10 @@ from tasks.params import BUILTIN, Params
 from tasks.records import AdaptResult
 from tasks.registry.names import check_name
 from tasks.registry.task import find_finished, register
+from tasks.settings import Settings
 
 
-@flow(name="adapt", persist_result=True, result_serializer="json")
+@flow(name="adapt", task_runner=task_runner(Settings()), persist_result=True, result_serializer="json")
 def adapt(
     data: str = BUILTIN,
     name: str = "",

@@ -95,8 +95,8 @@ class DatasetVersion(StageRecord):
 class Audit(StageRecord):
     """Every file of a version, read and decoded once.
 
-    `files.parquet` has a row per good file (path, digest, size, width, height), sorted by path;
-    `audit.json` lists what was quarantined.
+    `files.parquet` has a row (path, digest, size, width, height) per good image file, and per image
+    of a stack (`x.npy#17`), sorted by path; `audit.json` lists what was quarantined.
     """
 
     samples: int
@@ -106,8 +106,8 @@ class Audit(StageRecord):
 
 class Manifest(StageRecord):
     """`manifest.parquet`: a row per sample, sorted by (digest, path), with the columns
-    digest (hex SHA-256 of the bytes), path, label, split, group, size, width, height and any
-    slice columns."""
+    digest (hex SHA-256 of the bytes; for an image of a stack, of its shape and pixels), path, label,
+    split, group, size, width, height and any slice columns."""
 
     samples: int
     classes: tuple[str, ...]  # sorted

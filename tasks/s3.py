@@ -1,11 +1,14 @@
 """S3: how it is reached, and its errors in words. Credentials come from the environment alone, and
 no text of an error repeats them."""
 
+import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -26,10 +29,15 @@ from tasks.errors import DataError, RegraftError
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectIdentifierTypeDef
 
 CONNECTIONS = 16
+THERE = ("PreconditionFailed", "412")  # what a conditional request is answered
 ATTEMPTS = 5  # at a request (by boto3: exponential backoff with jitter), and at an object's body
+_PART_BYTES = 32 << 20  # of one request; a larger object takes several at once
+_PARTS = 4
 _CONNECT_S, _READ_S = 10, 60  # how long a server may say nothing
 _REASONS = {
     "NoSuchBucket": "there is no such bucket",
@@ -105,3 +113,75 @@ def read_body(read: Callable[[], T]) -> T:
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             time.sleep(random.uniform(0, 2**attempt / 4))  # noqa: S311 - jitter
     return read()
+
+
+def get(client: "S3Client", bucket: str, key: str) -> bytes:
+    """The content of a small object."""
+    return read_body(lambda: client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+def download(client: "S3Client", bucket: str, key: str, to: Path, size: int) -> None:
+    """Writes an object of `size` bytes over the file `to`, in parts at once where it is large."""
+    with to.open("wb") as file:
+
+        def part(start: int) -> None:
+            body = client.get_object(
+                Bucket=bucket, Key=key, Range=f"bytes={start}-{start + _PART_BYTES - 1}"
+            )["Body"]
+            at = start
+            for block in body.iter_chunks(1 << 20):
+                at += os.pwrite(file.fileno(), block, at)
+
+        if size <= _PART_BYTES:
+            read_body(lambda: _write(client.get_object(Bucket=bucket, Key=key)["Body"], file))
+        else:
+            with ThreadPoolExecutor(_PARTS) as pool:
+                list(pool.map(lambda start: read_body(lambda: part(start)), range(0, size, _PART_BYTES)))
+
+
+def put_new(client: "S3Client", bucket: str, key: str, content: memoryview) -> None:
+    """Writes an object unless there is one of that name, in parts at once where it is large."""
+    try:
+        if len(content) > _PART_BYTES:
+            _put_parts(client, bucket, key, content)
+        else:
+            client.put_object(Bucket=bucket, Key=key, Body=content.tobytes(), IfNoneMatch="*")
+    except ClientError as failure:
+        if code_of(failure) not in THERE:
+            raise
+
+
+def delete(client: "S3Client", bucket: str, keys: Sequence[str]) -> None:
+    """Removes objects, as far as they are there."""
+    for start in range(0, len(keys), 1_000):  # the most that S3 takes at once
+        objects: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + 1_000]]
+        answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+        for error in answer.get("Errors", []):
+            raise ClientError({"Error": {"Code": error.get("Code", "unknown")}}, "DeleteObjects")
+
+
+def _write(body: "StreamingBody", file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+    file.writelines(body.iter_chunks(1 << 20))
+
+
+def _put_parts(client: "S3Client", bucket: str, key: str, content: memoryview) -> None:
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+
+    def part(number: int) -> "CompletedPartTypeDef":
+        body = content[(number - 1) * _PART_BYTES : number * _PART_BYTES].tobytes()
+        done = client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
+        return {"PartNumber": number, "ETag": done["ETag"]}
+
+    try:
+        parts = range(1, -(-len(content) // _PART_BYTES) + 1)
+        with ThreadPoolExecutor(_PARTS) as pool:
+            made = list(pool.map(part, parts))
+        client.complete_multipart_upload(
+            Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": made}, IfNoneMatch="*"
+        )
+    except BaseException:
+        with suppress(BotoCoreError, ClientError):  # what is left then is aborted by a compaction
+            client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        raise

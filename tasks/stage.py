@@ -7,9 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from pydantic import BaseModel
 
@@ -39,26 +41,17 @@ def stage_key(stage: str, *inputs: BaseModel | str | None) -> str:
     return digest_of(stage, code_digest(), *parts)[:32]
 
 
-def build_once(folder: Path, record: type[R], build: Callable[[Path], R], anew: bool = False) -> R:
+def build_once(folder: Path, record: type[R], build: Callable[[Path], R]) -> R:
     """The record in `folder`; where there is none, `build` makes one in a temporary folder, which
     then takes the name `folder` in one step. Two builders at once both succeed; one result stays.
-
-    Args:
-        anew: build also where there is a record, which stays only if the new one has its digest.
     """
-    if (folder / "record.json").exists() and not anew:
+    if (folder / "record.json").exists():
         return record.load(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:8]}-", dir=folder.parent))
     try:
-        try:
-            digest = build(made).save().digest
-        except RegraftError:  # what is there no longer holds
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        build(made).save()
         sync_tree(made)
-        if anew and (folder / "record.json").exists() and record.load(folder).digest != digest:
-            folder.rename(made / "replaced")
         try:
             made.rename(folder)
         except OSError:
@@ -67,6 +60,30 @@ def build_once(folder: Path, record: type[R], build: Callable[[Path], R], anew: 
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return record.load(folder)
+
+
+def build_anew(folder: Path, record: type[R], build: Callable[[Path], R]) -> R:
+    """Like `build_once`, but builds also where there is a record. That one stays if the new one has
+    its digest; it gives way if the new one has another, or can't be built for a reason of ours."""
+    fresh = folder.with_name(f"{folder.name}-{uuid4().hex[:8]}")
+    old = fresh.with_name(f"{fresh.name}-old")
+    try:
+        digest = build_once(fresh, record, build).digest
+        if not (folder / "record.json").exists() or record.load(folder).digest != digest:
+            _move(folder, old)
+            _move(fresh, folder)
+    except RegraftError:
+        _move(folder, old)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return build_once(folder, record, build)
+
+
+def _move(folder: Path, to: Path) -> None:
+    with suppress(OSError):  # there is none, or another builder was quicker
+        folder.rename(to)
 
 
 def sync_tree(folder: Path) -> None:

@@ -14,6 +14,7 @@ from tasks.params import DataParams
 from tasks.records import SPLITS, Audit, DatasetVersion, Manifest, Rejected
 
 _COLUMNS = ("digest", "path", "label", "split", "group", "size", "width", "height")
+_SHOWN = 10  # labels of one content that a report names
 _STRENGTH = {"train": 0, "validation": 1, "test": 2}  # who keeps content that two splits hold
 
 
@@ -120,8 +121,10 @@ def _conflicts(frame: pd.DataFrame) -> tuple[Rejected, ...]:
     for _, rows in frame[frame.duplicated("digest", keep=False)].groupby("digest"):
         labels = rows["label"].unique()
         if len(labels) > 1:
+            shown = rows.drop_duplicates("label").head(_SHOWN)  # of many copies, one of each label
             said = ", ".join(
-                f"{path} is labelled {label}" for path, label in zip(rows["path"], rows["label"], strict=True)
+                f"{path} is labelled {label}"
+                for path, label in zip(shown["path"], shown["label"], strict=True)
             )
             found += [
                 Rejected(path=path, reason=f"same content, other label: {said}") for path in rows["path"]

@@ -6,7 +6,6 @@ size, time or inode is made anew. So a mirror that was killed at any moment is c
 """
 
 import errno
-import filecmp
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from tasks.data.source import Entry
 from tasks.records import Rejected
 
+_CHUNK = 1 << 20  # bytes
 _THREADS = 8  # copying waits for the disk or the network, not for the processor
 _UNREADABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP)
 
@@ -81,9 +81,11 @@ def mirror(entries: Sequence[Entry], workspace: Path, anew: bool = False) -> Mir
             if isinstance(result, str):
                 rejected.append(Rejected(path=entry.path, reason=result))
                 (data / entry.path).unlink(missing_ok=True)
-            elif result != copies.get(entry.path):
+                continue
+            if not current(entry) or result != copies.get(entry.path):
                 journal.write(_line(entry.path, _token(entry), result))
                 journal.flush()
+            if result != copies.get(entry.path):
                 copied.append(entry.path)
                 if current(entry):
                     edited.add(entry.path)
@@ -135,7 +137,7 @@ def _bring(job: tuple[Entry, Path, Path, bool]) -> Copy | str:
     entry, arriving, place, compare = job
     try:
         entry.copy(arriving)
-        if compare and place.exists() and filecmp.cmp(arriving, place, shallow=False):
+        if compare and place.is_file() and not place.is_symlink() and _same(arriving, place):
             arriving.unlink()
             return _copy(place.lstat())
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,14 @@ def _bring(job: tuple[Entry, Path, Path, bool]) -> Copy | str:
             raise  # a full disk or a lost network is no property of this file
         return f"can't be read ({error.strerror or error})"
     return _copy(status)
+
+
+def _same(one: Path, other: Path) -> bool:
+    with one.open("rb") as left, other.open("rb") as right:
+        while (some := left.read(_CHUNK)) == right.read(_CHUNK):
+            if not some:
+                return True
+    return False
 
 
 def _copies(folder: Path, prefix: str = "") -> Iterator[tuple[str, Copy]]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from tasks.data import split, table
+from tasks.data import split, stack, table
 from tasks.errors import DataError
 from tasks.params import BUILTIN, DataParams
 from tasks.records import Rejected
@@ -101,27 +101,32 @@ def folder_listing(source: str, files: Iterable[Entry], rejected: Sequence[Rejec
 
 
 def table_listing(source: str, name: str, content: bytes, find: Callable[[str], Entry | str]) -> Listing:
-    """Lists the files that a table names; `find` gives a path's entry, or why there is none.
+    """Lists the files that a table names, or of which it names rows; `find` gives a path's entry, or
+    why there is none.
 
     Raises:
         DataError: see `table.read`; or no file can be used, or all have one label.
     """
     rows, rejected = table.read(content, source)
     bad = list(rejected)
-    entries = [Entry(name, len(content), _token(content), partial(_write, content))]
+    files: dict[str, Entry | str] = {name: "is the table itself"}
     labels = set()
     for path, label, row in zip(rows["path"], rows["label"], rows["row"], strict=True):
-        found = "is the table itself" if path == name else find(path)
+        file, _ = stack.split_path(path)
+        if file not in files:
+            files[file] = find(file)
+        found = files[file]
         if isinstance(found, str):
             bad.append(Rejected(path=path, reason=f"row {row}: {found}"))
         else:
-            entries.append(found)
             labels.add(label)
     if not labels:
         why = f"; {bad[0].path}: {bad[0].reason}" if bad else ""
         raise DataError(f"{source}: no row names a usable file{why}")
     if len(labels) < 2:
         raise DataError(f"{source}: has only one class ({', '.join(labels)}); two are needed")
+    files[name] = Entry(name, len(content), _token(content), partial(_write, content))
+    entries = [found for found in files.values() if isinstance(found, Entry)]
     return Listing(source, "table", name, _sorted(entries), tuple(bad))
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -120,6 +120,24 @@ def pull(workspace: Path, settings: Settings) -> None:
     """Fills `<workspace>/data` with what `data.dvc` names, as copies of their own."""
     with _repo(workspace, settings, "reflink,copy", f"pull from {public(remote_url(settings))}") as repo:
         repo.pull(targets=[str(workspace / "data.dvc")])
+
+
+def fetch(digest: str, paths: Iterable[str], to: Path, settings: Settings) -> None:
+    """Brings some files of a version from the remote to their paths below `to`, and nothing else.
+
+    Raises:
+        DataError: the remote fails, or lacks the version or one of the files.
+    """
+    with _repo(to, settings, "reflink,copy", f"fetch from {public(remote_url(settings))}") as repo:
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        remote = repo.cloud.get_remote_odb("regraft")
+        listed: Any = Tree.load(remote, HashInfo("md5", digest))
+        known = {"/".join(path): found for path, (_, found) in listed.iteritems()}
+        files = list(dict.fromkeys(paths))
+        objects = [remote.oid_to_path(known[path].value) for path in files]
+        remote.fs.get(objects, [str(to / path) for path in files])
 
 
 def distrust(workspace: Path, paths: Sequence[str], settings: Settings) -> None:

@@ -6,7 +6,7 @@ from tasks.data import audit, manifest, version
 from tasks.params import DataParams
 from tasks.records import Audit, DatasetVersion, Manifest
 from tasks.settings import Settings
-from tasks.stage import build_once
+from tasks.stage import build_anew, build_once
 from tasks.task import options, stage_folder
 
 
@@ -20,11 +20,11 @@ def version_data(data: str, params: DataParams, rehash: bool = False) -> Dataset
 @task(name="audit images", **options())
 def audit_images(dataset: DatasetVersion, params: DataParams, rehash: bool = False) -> Audit:
     root = Settings().root
-    return build_once(
+    build = build_anew if rehash else build_once
+    return build(
         stage_folder("audit", dataset, params),
         Audit,
         lambda out: audit.run(out, dataset, params, root, rehash),
-        anew=rehash,
     )
 
 

@@ -24,9 +24,7 @@ from tasks.settings import Settings
 SNAPSHOTS = 5  # versions of which the files are kept at hand
 
 
-def version_data(
-    source: str, params: DataParams, settings: Settings, rehash: bool = False
-) -> DatasetVersion:
+def version_data(source: str, params: DataParams, settings: Settings, rehash: bool = False) -> DatasetVersion:
     """Versions a dataset: afterwards DVC's remote holds it, and the workspace is a copy of it.
 
     Where nothing changed since the last push, nothing is read but names, sizes and times. Two

@@ -12,7 +12,6 @@ and one that does not match its name is set aside and its samples count as missi
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,6 +29,7 @@ from tasks.embedding.segment import (
     Segment,
     Vectors,
     damaged,
+    in_threads,
     publish,
     set_aside,
     sync,
@@ -81,17 +81,17 @@ class EmbeddingCache:
         self._segments: dict[str, Segment] = {}  # name -> segment
         self._index: tuple[KeyIndex, list[Segment]] | None = None
         self._lost = 0  # segments set aside since opening
+        self._unsent: list[Segment] = []  # the tier failed
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 sync(root)
         except OSError as error:
             raise CacheError(f"{self.folder}: can't be made ({error.strerror})") from None
-        with suppress(OSError):  # the last use; no more than a hint for `prune`
-            os.utime(self.folder / DESCRIPTION)
         self._shared = tier.namespace(fingerprint, self.folder) if tier is not None else None
         self.refresh()
         self.push()
+        self._note_use()
 
     def __len__(self) -> int:
         """How many samples are here."""
@@ -180,38 +180,45 @@ class EmbeddingCache:
             return
         try:
             file = write_segment(self.folder, pairs(pack(digests)), vectors)
-            self._open(file)
         except OSError as error:
             raise CacheError(
                 f"{self.folder}: can't write {len(digests):,} embeddings ({error.strerror or error});"
                 " what was written before is kept: make room or give the right to write, then run again"
             ) from None
-        self.push()
+        try:
+            self._open(file)
+        except FileNotFoundError:  # compacted already
+            self.refresh()
+            self.push()
+            return
+        if file.name not in self._segments:
+            raise CacheError(f"{file}: can't be read back as it was written; check the disk")
+        if self._shared is not None:
+            self._upload([*self._unsent, self._segments[file.name]])
 
     def push(self) -> None:
-        """Uploads the segments that hold rows which the tier lacks.
+        """Uploads the segments that hold samples which the tier lacks.
 
         Raises:
             CacheError: the tier can't be written to.
         """
-        if self._shared is None:
-            return
-        self._shared.push(list(self._segments.values()))
+        if self._shared is not None:
+            self._upload(self._shared.lacks(list(self._segments.values())))
 
     def find(self, keys: Keys) -> Places:
         """Where each key [N, 2] is on this disk, -1 where it is not; what it names was checked."""
         while True:
-            index, segments = self._indexed()
-            places = index.find(keys)
-            asked = [(segments[part], rows) for part, _, rows in index.split(places[places >= 0])]
-            changed = [one for one, _ in asked if one.changed()]
-            bad = [] if changed else damaged(asked)
-            if not changed and not bad:
-                return places
-            for one in changed:
+            # To read the map of a file that was cut would kill the process.
+            for one in [one for one in self._segments.values() if one.changed()]:
                 self._drop(one.file.name)
                 with suppress(FileNotFoundError):
                     self._open(one.file)
+            index, segments = self._indexed()
+            places = index.find(keys)
+            asked = [(segments[part], rows) for part, _, rows in index.split(places[places >= 0])]
+            bad = damaged(asked)
+            if not bad:
+                return places
             for one in bad:
                 self._set_aside(one.file, one, "its vectors have changed")
 
@@ -233,16 +240,31 @@ class EmbeddingCache:
                 else:
                     vectors[which] = source[rows]
 
-        with ThreadPoolExecutor(THREADS) as pool:  # numpy lets other threads run
-            list(pool.map(copy, range(THREADS)))
+        in_threads(copy, range(min(THREADS, len(jobs))))
         return vectors
 
     def _fetch(self, keys: Keys) -> None:
         if self._shared is None:
             return
-        lacking = keys[self.find(keys) < 0]
-        for file in self._shared.fetch(lacking, self._segments):
-            self._open(file)
+        again = True
+        while again:
+            files, again = self._shared.fetch(keys[self.find(keys) < 0], self._segments)
+            for file in files:
+                self._open(file)
+
+    def _upload(self, segments: Sequence[Segment]) -> None:
+        assert self._shared is not None
+        for one in damaged([(one, None) for one in segments]):
+            self._set_aside(one.file, one, "its vectors have changed")
+        self._unsent = [one for one in segments if self._segments.get(one.file.name) is one]
+        try:
+            self._shared.upload(self._unsent)
+        except CacheError as error:
+            raise CacheError(
+                f"{error}; the embeddings are safe in {self.folder}: once the tier can be written to,"
+                " run again, and they are uploaded"
+            ) from None
+        self._unsent = []
 
     def _listed(self) -> set[str]:
         """Names of the segments. A listing that a compaction overlaps may miss both the old names
@@ -261,6 +283,8 @@ class EmbeddingCache:
         except DamagedError as error:
             self._set_aside(file, None, str(error))
             return
+        except PermissionError as error:
+            raise CacheError(f"{file}: can't be read ({error.strerror})") from None
         if one.header.dim != self.dim:
             raise CacheError(f"{file}: holds vectors of {one.header.dim}, not {self.dim} dimensions")
         self._segments[file.name] = one
@@ -274,6 +298,14 @@ class EmbeddingCache:
     def _drop(self, name: str) -> None:
         if self._segments.pop(name, None) is not None:
             self._index = None
+
+    def _note_use(self) -> None:
+        """A hint for `prune`; who may only read can't give it, and need not."""
+        file = self.folder / DESCRIPTION
+        with suppress(OSError, CacheError):
+            os.utime(file)
+            if self._shared is not None:
+                self._shared.describe(file)
 
     def _indexed(self) -> tuple[KeyIndex, list[Segment]]:
         if self._index is None:

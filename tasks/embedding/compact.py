@@ -107,12 +107,15 @@ def _merge(
         return []
     index = KeyIndex([one.keys for one in segments])
     rows = sorted_once(np.concatenate([one.keys for one in segments]))
+    files = [
+        write(folder, index.keys_at(piece), vectors_at(index, segments, piece), merged=uuid.uuid4().hex)
+        for piece in pieces(rows, target_bytes, segments[0].header.dim)
+    ]
     outputs = []
-    for piece in pieces(rows, target_bytes, segments[0].header.dim):
-        vectors = vectors_at(index, segments, piece)
-        file = write(folder, index.keys_at(piece), vectors, merged=uuid.uuid4().hex)
-        outputs.append(Segment(file))
     if namespace is not None:
+        outputs = [one for file in files for one in opened_file(file)]
+        if len(outputs) < len(files):  # merged again already, by another process on this machine
+            return []
         namespace.upload(outputs)
         namespace.remove([one.file.name for one in segments])
     for one in segments:

@@ -1,8 +1,9 @@
 """From the bytes of an image file to a uint8 tensor, by the quickest decoder that gives exactly the
 pixels of `tasks.data.image.decode`.
 
-torchvision decodes plain JPEG, PNG and WebP files: one C++ call without the GIL, straight into the
-tensor. PIL decodes everything else. Which of them is decided by the header's bytes.
+torchvision decodes plain JPEG and WebP files: one C++ call without the GIL, straight into the
+tensor. PIL decodes everything else; also PNG, since a damaged one, even one that PIL accepts, kills
+the process in torchvision 0.29. Which of them is decided by the header's bytes.
 """
 
 from collections.abc import Callable
@@ -12,18 +13,10 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png, decode_webp
+from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 
 from tasks.data.image import decode
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks that say nothing about the pixels, for PIL as for libpng.
-_PNG_PLAIN = frozenset(b"IHDR IDAT IEND PLTE gAMA cHRM sRGB iCCP pHYs tIME bKGD sBIT".split())
-# Texts that say nothing about them; PIL takes an orientation or a transparent colour from others.
-_PNG_TEXTS = frozenset(
-    b"Title,Author,Description,Copyright,Creation Time,Software,Disclaimer,Warning,Source,Comment,"
-    b"date:create,date:modify,date:timestamp".split(b",")
-)
 # Tables and a comment.
 _JPEG_PLAIN = frozenset(b"\xc4\xdb\xdd\xfe")
 
@@ -85,8 +78,6 @@ def _header(content: bytes) -> _Header | None:
     try:
         if content.startswith(b"\xff\xd8"):
             return _jpeg(content)
-        if content.startswith(_PNG):
-            return _png(content)
         if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
             return _webp(content)
     except IndexError:  # ended too early
@@ -133,22 +124,6 @@ def _orientation(exif: bytes, xmp: bool) -> int | None:
     except Exception:  # PIL meets damaged EXIF with many types of error
         return None
     return value if isinstance(value, int) else None
-
-
-def _png(content: bytes) -> _Header | None:
-    """Grey and RGB of 8 bits without transparency, orientation, interlacing or animation."""
-    if content[24:29] not in (b"\x08\x00\x00\x00\x00", b"\x08\x02\x00\x00\x00"):
-        return None
-    at, kind = len(_PNG), b""
-    while kind != b"IEND":
-        kind, length = content[at + 4 : at + 8], _big(content, at, 4)
-        if kind in (b"tEXt", b"zTXt"):
-            if content[at + 8 : at + 8 + length].partition(b"\0")[0] not in _PNG_TEXTS:
-                return None
-        elif kind not in _PNG_PLAIN:
-            return None
-        at += 12 + length
-    return _Header(decode_png, _big(content, 16, 4), _big(content, 20, 4))
 
 
 def _webp(content: bytes) -> _Header | None:

@@ -44,26 +44,19 @@ def run(
         CacheError: samples are still missing after embedding them, or the cache can't be written.
         DataError: a file vanished or changed since the manifest was made.
     """
-    computed = embed_missing(manifest, data, embedder, settings, max_pixels, splits, progress=progress)
+    computed = embed_missing(files_of(manifest, splits), data, embedder, settings, max_pixels, progress)
     return complete(manifest, embedder, settings, splits, computed)
 
 
 def embed_missing(
-    manifest: Manifest,
+    files: Mapping[str, str],
     data: Path,
     embedder: Embedder,
     settings: Settings,
     max_pixels: int,
-    splits: Sequence[Split] = SPLITS,
-    shard: tuple[int, int] = (0, 1),
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Embeds the samples of one shard that the cache lacks; returns how many they were.
-
-    Args:
-        shard: (number, of how many); a sample's digest says which one it belongs to.
-    """
-    files = _of_shard(_files(manifest, splits), *shard)
+    """Embeds those of `files` (digest -> path below `data`) that the cache lacks; how many they were."""
     caches = _open(embedder, settings)
     lacking = {block: set(cache.missing(list(files))) for block, cache in caches.items()}
     todo = [digest for digest in files if any(digest in some for some in lacking.values())]
@@ -114,7 +107,7 @@ def complete(
     Raises:
         CacheError: samples are missing.
     """
-    files = _files(manifest, splits)
+    files = files_of(manifest, splits)
     for block, cache in _open(embedder, settings).items():
         cache.fetch(list(files))
         missing = cache.missing(list(files))
@@ -126,7 +119,7 @@ def complete(
         if sum(1 for _ in cache.segments()) > MAX_SEGMENTS:
             from tasks.embedding.compact import compact
 
-            compact(cache.folder.parent, block, _tier(settings))
+            compact(cache.folder.parent, block, tier_of(settings))
     return Embeddings(
         digest=digest_of(embedder.digest, sorted(files)),
         root=str(settings.root / "embeddings"),
@@ -136,19 +129,21 @@ def complete(
     )
 
 
-def _files(manifest: Manifest, splits: Sequence[Split]) -> dict[str, str]:
+def files_of(manifest: Manifest, splits: Sequence[Split]) -> dict[str, str]:
     """Digest -> path of the distinct samples."""
     table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "in", list(splits))])
     return dict(zip(table["digest"].to_pylist(), table["path"].to_pylist(), strict=True))
 
 
-def _of_shard(files: Mapping[str, str], number: int, shards: int) -> dict[str, str]:
-    """Digests are uniform, so equal ranges of them are shards of about the same size."""
-    return {digest: path for digest, path in files.items() if int(digest[:8], 16) * shards >> 32 == number}
+def lacking(files: Mapping[str, str], embedder: Embedder, settings: Settings) -> dict[str, str]:
+    """Those of `files` (digest -> path) that the cache, shared tier included, lacks a block of."""
+    caches = _open(embedder, settings).values()
+    missing = {digest for cache in caches for digest in cache.missing(list(files))}
+    return {digest: path for digest, path in files.items() if digest in missing}
 
 
 def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
-    caches = open_caches(embedder.blocks, settings.root / "embeddings", _tier(settings))
+    caches = open_caches(embedder.blocks, settings.root / "embeddings", tier_of(settings))
     for backbone in embedder.backbones:
         # What the vectors are, for people.
         about = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
@@ -160,7 +155,8 @@ def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
     return caches
 
 
-def _tier(settings: Settings) -> "Tier | None":
+def tier_of(settings: Settings) -> "Tier | None":
+    """The shared tier, where one is configured."""
     if settings.cache_url is None:
         return None
     from tasks.embedding.tier import Tier  # boto3 takes a second to import

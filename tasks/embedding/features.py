@@ -43,10 +43,11 @@ class Features(nn.Module):
         std = torch.tensor(preprocess.std).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", torch.tensor(preprocess.mean).view(1, 3, 1, 1) / std, persistent=False)
-        # Tokens before those of places: the class token, and registers.
+        # Tokens before those of places: the class token, then registers; a network may have either.
         self._prefix = int(getattr(network, "num_prefix_tokens", hasattr(network, "class_token")))
+        self._classified = bool(getattr(network, "has_class_token", self._prefix))
         self._name = name
-        self._seen = threading.local()  # layer -> its output in this thread's forward pass
+        self._pass = threading.local()  # this thread's forward pass: its images, and what it gave
         modules = dict(network.named_modules())
         for layer in {output.layer for output in outputs} - {NETWORK}:
             if layer not in modules:
@@ -55,40 +56,45 @@ class Features(nn.Module):
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
         x = crops.float() * self.scale - self.shift  # [B, 3, S, S]
-        self._seen.outputs = {}
+        self._pass.images, self._pass.given = len(crops), {}
         final = self.network(x.to(next(self.network.parameters()).dtype))  # [B, D]
-        seen: dict[str, Tensor] = self._seen.outputs
-        self._seen.outputs = {}
-        idle = {output.layer for output in self.outputs} - {NETWORK, *seen}
-        if idle:
-            raise BackboneError(f"{self._name}: layer {min(idle)} takes no part in the forward pass")
-        return tuple(
-            final.float() if output.layer == NETWORK else self._pooled(seen[output.layer], output)
-            for output in self.outputs
-        )
+        given: dict[Output, Tensor] = self._pass.given
+        self._pass.given = {}
+        for output in self.outputs:
+            if output.layer == NETWORK:
+                given[output] = final.float()
+            elif output not in given:
+                raise BackboneError(f"{self._name}: layer {output.layer} takes no part in the forward pass")
+        return tuple(given[output] for output in self.outputs)
 
     def _note(self, layer: str) -> Callable[[nn.Module, object, object], None]:
-        def note(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not isinstance(output, Tensor):
+        """Pools at once: what follows may overwrite the layer's output, and it is large."""
+        wanted = [output for output in self.outputs if output.layer == layer]
+
+        def note(_module: nn.Module, _inputs: object, x: object) -> None:
+            if not isinstance(x, Tensor):
                 raise BackboneError(f"{self._name}: layer {layer} does not give one tensor; choose another")
-            self._seen.outputs[layer] = output
+            for output in wanted:
+                self._pass.given[output] = self._pooled(x.float(), output)
 
         return note
 
-    def _pooled(self, output: Tensor, wanted: Output) -> Tensor:
+    def _pooled(self, x: Tensor, wanted: Output) -> Tensor:
         """[B, C, H, W], [B, H, W, C] or tokens [B, T, C] to [B, C x poolings]."""
-        x = output.float()
-        if x.ndim == 4:
-            # Inputs are square, so the two equal sides are the places.
-            last = x.shape[1] == x.shape[2] != x.shape[3]
-            cls, places = None, x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)
-        elif x.ndim == 3 and x.shape[1] > self._prefix:
-            cls = x[:, 0] if self._prefix else None
+        shape = list(x.shape)
+        whole = shape[:1] == [self._pass.images]  # windows of attention are several rows an image
+        # Inputs are square, so the two equal sides are the places.
+        if whole and x.ndim == 4 and shape[2] == shape[3]:
+            cls, places = None, x.flatten(2).transpose(1, 2)
+        elif whole and x.ndim == 4 and shape[1] == shape[2]:
+            cls, places = None, x.flatten(1, 2)
+        elif whole and x.ndim == 3 and shape[1] > self._prefix:
+            cls = x[:, 0] if self._classified else None
             places = x[:, self._prefix :]
         else:
             raise BackboneError(
-                f"{self._name}: layer {wanted.layer} gives {list(output.shape[1:])}, which has no places"
-                " to pool; choose another"
+                f"{self._name}: layer {wanted.layer} gives {shape} for {self._pass.images} images, which"
+                " has no places to pool; choose another"
             )
         return torch.cat([self._reduced(places, cls, how, wanted.layer) for how in wanted.pooling], dim=1)
 

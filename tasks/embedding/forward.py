@@ -47,8 +47,11 @@ class Forward(Protocol):
 
 
 def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: no more than OMP_NUM_THREADS, which Ray and Dask set to the share
+    of their workers."""
+    cores = len(os.sched_getaffinity(0))
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(cores, max(1, int(limit))) if limit.isdecimal() else cores
 
 
 def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
@@ -57,7 +60,7 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
 
     Raises:
         BackboneError: the weights are not those of the backbone, or the route that
-            REGRAFT_FORWARD names is not installed.
+            REGRAFT_FORWARD names is not installed or gives other vectors.
     """
     if torch.cuda.is_available():
         gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -78,10 +81,17 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
     from tasks.embedding.openvino import OpenVinoForward  # takes a second to import
 
     quick = OpenVinoForward(backbone, store / f"{key}.openvino")
-    if settings.forward == "openvino" or remembered == "openvino":
+    if remembered == "openvino":
         return quick
     plain = TorchForward(backbone)
-    better = _agree(quick, plain, backbone) and _rate(quick, backbone) > _rate(plain, backbone)
+    agree = _agree(quick, plain, backbone)
+    if settings.forward == "openvino":
+        if not agree:
+            raise BackboneError(
+                f"REGRAFT_FORWARD=openvino: {backbone.name} gives other vectors there; set auto"
+            )
+        return quick
+    better = agree and _rate(quick, backbone) > _rate(plain, backbone)
     chosen: Forward = quick if better else plain
     write_durably(memo, b"openvino" if better else b"torch")
     return chosen
@@ -158,7 +168,7 @@ def _agree(quick: Forward, plain: Forward, backbone: Backbone) -> bool:
     far = max(distance(a, b) for a, b in pairs)
     limit = MAX_DISTANCE if backbone.precision == "float32" else MAX_DISTANCE_BFLOAT16
     if far > limit:
-        log.warning("%s: OpenVINO is off by 1 - cos = %.1e; torch is used", backbone.name, far)
+        log.warning("%s: OpenVINO is off by 1 - cos = %.1e and not used", backbone.name, far)
     return far <= limit
 
 

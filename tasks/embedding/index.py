@@ -6,13 +6,14 @@ of numbers holds all, and the few candidates that it gives are compared in full 
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.embedding.segment import Keys, prefixes, sorted_once
+from tasks.embedding.segment import Keys, in_threads, prefixes, sorted_once
+
+_MANY = 1_000_000  # keys
 
 Places = NDArray[np.int64]  # [N]; -1: not there
 
@@ -29,10 +30,9 @@ class KeyIndex:
         self._entries = np.arange(total, dtype=np.uint64)
         for part, (start, end) in zip(parts, pairwise(self._starts), strict=True):
             self._entries[start:end] |= self._cut(prefixes(part))
-        # Timsort merges the runs that the segments are; two halves of them at once.
-        middle = total // 2
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(_sort, (self._entries[:middle], self._entries[middle:])))
+        # Timsort merges the runs that the segments are; of many keys two halves at once.
+        middle = total // 2 if total > _MANY else 0
+        in_threads(_sort, [self._entries[:middle], self._entries[middle:]] if middle else [])
         _sort(self._entries)
 
     def find(self, keys: Keys) -> Places:
@@ -75,15 +75,24 @@ class KeyIndex:
                 part, which = int(of_part[begin]), order[begin:end]
                 yield part, which, places[which] - self._starts[part]
 
-    def distinct(self) -> int:
-        """How many different keys there are."""
+    def repeated(self) -> Places:
+        """The places of the keys that several segments hold."""
         cut = self._cut(self._entries)
         again = np.zeros(len(cut), dtype=np.bool_)
         again[1:] = cut[1:] == cut[:-1]
         runs = again.copy()
         runs[:-1] |= again[1:]
-        alike = self.keys_at((self._entries[runs] & self._mask).astype(np.int64))
-        return int(len(cut) - len(alike) + len(sorted_once(alike)))
+        alike = (self._entries[runs] & self._mask).astype(np.int64)
+        keys = self.keys_at(alike)
+        by_key = np.lexsort((keys[:, 1], keys[:, 0]))
+        same = np.zeros(len(keys) + 1, dtype=np.bool_)  # as the one before
+        same[1:-1] = (keys[by_key[1:]] == keys[by_key[:-1]]).all(axis=1)
+        return alike[by_key[same[:-1] | same[1:]]]
+
+    def distinct(self) -> int:
+        """How many different keys there are."""
+        repeated = self.repeated()
+        return len(self._entries) - len(repeated) + len(sorted_once(self.keys_at(repeated)))
 
     def _cut(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return numbers & ~self._mask

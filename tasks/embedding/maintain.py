@@ -79,7 +79,8 @@ def list_spaces(root: Path, tier: Tier | None = None) -> list[Space]:
     here = [_space_here(folder) for folder in folders(root)]
     if tier is None:
         return here
-    return here + [_space_in_tier(tier, name, root) for name in tier.fingerprints()]
+    there = [_space_in_tier(tier, name, root) for name in tier.fingerprints()]
+    return here + [space for space in there if space is not None]
 
 
 def verify(root: Path, fingerprint: str | None = None) -> Verified:
@@ -205,9 +206,11 @@ def _space_here(folder: Path) -> Space:
     )
 
 
-def _space_in_tier(tier: Tier, fingerprint: str, root: Path) -> Space:
+def _space_in_tier(tier: Tier, fingerprint: str, root: Path) -> Space | None:
     namespace = tier.namespace(fingerprint, root / fingerprint)
     found = namespace.refresh()
+    if not found:  # some servers keep the folder of objects that were removed
+        return None
     note = found.get(DESCRIPTION)
     ages = [note.age_s] if note else [stored.age_s for stored in found.values()]
     return Space(

@@ -16,13 +16,13 @@ import logging
 import mmap
 import os
 import struct
-import tempfile
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 KEY_BYTES = 16
 SUFFIX = ".arrow"
-THREADS = min(8, os.cpu_count() or 1)  # that hash; more would wait for the disk
+THREADS = min(8, os.cpu_count() or 1)  # more would wait for the disk or the memory
 _VERSION = 1
 _CHUNK_BYTES = 1 << 20  # of vectors under one digest: what the use of one row has to check
 _FIELD = "regraft"
@@ -44,6 +44,9 @@ _NO_FRAME = "0" * 64
 Keys = NDArray[np.uint64]  # [N, 2]: the 16 bytes of each key as they lie in the file
 Vectors = NDArray[np.float32]  # [N, D]
 Identity = tuple[int, int, int, int]  # device, inode, size in bytes, modification time in ns
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 # What this process has checked of each file: its frame and keys, and which chunks. A file that is
 # renamed stays the same one.
@@ -89,7 +92,8 @@ class Header:
 class Segment:
     """A segment whose frame and keys were checked, mapped into memory.
 
-    `keys` [rows, 2] and `vectors` [rows, D] are views of the map, which outlives the file's name.
+    `keys` [rows, 2] and `vectors` [rows, D] are views of the map, `content`, which outlives the
+    file's name.
     """
 
     def __init__(self, file: Path, name: str | None = None) -> None:
@@ -120,6 +124,7 @@ class Segment:
             if hashlib.sha256(content[keys_at:vectors_at]).hexdigest() != self.header.keys:
                 raise DamagedError("its keys have changed")
             _checked[self.identity] = np.zeros(len(self.header.chunks), dtype=np.bool_)
+        self.content = content
         self._verified = _checked[self.identity]
         self.keys: Keys = np.frombuffer(content[keys_at:vectors_at], dtype=np.uint64).reshape(-1, 2)
         self.vectors: Vectors = np.frombuffer(content[vectors_at:end], dtype=np.float32).reshape(
@@ -149,22 +154,26 @@ class Segment:
         self._verified[chunk] = hashlib.sha256(rows.data).hexdigest() == self.header.chunks[chunk]
         return bool(self._verified[chunk])
 
-    def forget(self) -> None:
-        """Has all of it checked again when it is next used or opened."""
-        self._verified[:] = False
-        _checked.pop(self.identity, None)
+
+def forget() -> None:
+    """Has every byte checked again of the segments that are opened from now on."""
+    _checked.clear()
 
 
 def damaged(asked: Iterable[tuple[Segment, NDArray[np.int64] | None]]) -> list[Segment]:
     """Checks the chunks that hold the given rows (None: all) of each segment; those that are bad."""
     jobs = [(segment, chunk) for segment, rows in asked for chunk in segment.unverified(rows)]
-    if len(jobs) < 2:
-        good = [segment.verify(chunk) for segment, chunk in jobs]
-    else:
-        with ThreadPoolExecutor(THREADS) as pool:  # hashlib lets other threads run
-            good = list(pool.map(lambda job: job[0].verify(job[1]), jobs))
+    good = in_threads(lambda job: job[0].verify(job[1]), jobs)
     bad = {id(job[0]): job[0] for job, intact in zip(jobs, good, strict=True) if not intact}
     return list(bad.values())
+
+
+def in_threads(act: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """`act` on each item; hashlib, numpy's sorts and its copies let other threads run."""
+    if len(items) < 2:  # a pool costs more
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(act, items))
 
 
 def set_aside(file: Path, seen: Identity | None, reason: str) -> Path | None:
@@ -199,11 +208,12 @@ def write(folder: Path, keys: Keys, vectors: Vectors, merged: str = "") -> Path:
         OSError: the disk is full, or the folder may not be written to.
     """
     order = sorted_once(keys)
-    packed, rows = keys[order], np.ascontiguousarray(vectors[order])  # [M, 2], [M, D]
+    if not np.array_equal(order, np.arange(len(keys))):  # a large one in order is not copied
+        keys, vectors = keys[order], vectors[order]
+    packed, rows = np.ascontiguousarray(keys), np.ascontiguousarray(vectors)  # [M, 2], [M, D]
     chunk_rows = max(1, _CHUNK_BYTES // rows[:1].nbytes)
     chunks = [rows[start : start + chunk_rows].data for start in range(0, len(rows), chunk_rows)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = tuple(pool.map(lambda chunk: hashlib.sha256(chunk).hexdigest(), chunks))
+    digests = tuple(in_threads(lambda chunk: hashlib.sha256(chunk).hexdigest(), chunks))
     keys_digest = hashlib.sha256(packed.data).hexdigest()
     draft = Header(chunk_rows, digests, rows.shape[1], _NO_FRAME, keys_digest, merged, len(rows))
     return publish(folder, lambda stream: _fill(stream, draft, packed, rows))
@@ -211,11 +221,13 @@ def write(folder: Path, keys: Keys, vectors: Vectors, merged: str = "") -> Path:
 
 def _fill(stream: BinaryIO, draft: Header, keys: Keys, vectors: Vectors) -> str:
     """Writes the file with the draft of its header, then the frame's digest into it; its name."""
+    # Not pa.array, which imports pandas.
     key = pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys)])
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), draft.dim)
-    batch = pa.record_batch({"key": key, "vector": vector})
-    batch = batch.replace_schema_metadata({_FIELD: draft.text})
-    with pa.ipc.new_file(stream, batch.schema) as writer:
+    values = pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(vectors)])
+    vector = pa.FixedSizeListArray.from_arrays(values, draft.dim)
+    schema = pa.schema([("key", key.type), ("vector", vector.type)], metadata={_FIELD: draft.text})
+    batch = pa.RecordBatch.from_arrays([key, vector], schema=schema)
+    with pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(batch)
     stream.flush()
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -239,18 +251,17 @@ def publish(folder: Path, fill: Callable[[BinaryIO], str], durable: bool = True)
     Args:
         durable: survives a crash when this returns, at the price of waiting for the disk.
     """
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=folder)
-    os.close(handle)
+    temporary = folder / f".{uuid.uuid4().hex}"
     try:
-        with Path(temporary).open("w+b") as stream:
+        with temporary.open("x+b") as stream:
             file = folder / fill(stream)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        Path(temporary).replace(file)
+        temporary.replace(file)
     finally:
         with suppress(OSError):
-            Path(temporary).unlink()
+            temporary.unlink()
     if durable:
         sync(folder)
     return file

@@ -12,8 +12,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks import progress
 from tasks.data.image import BadImage
-from tasks.embedding import embed, source
+from tasks.embedding import embed, shards, source
 from tasks.embedding.cache import write_durably
+from tasks.embedding.shards import Shard
 from tasks.errors import DataError
 from tasks.params import DataParams, EmbeddingParams
 from tasks.progress import Pace
@@ -63,36 +64,33 @@ def embed_samples(
         )
 
 
-@task(name="embed shard", task_run_name="embed shard {number} of {shards}", **options())
-def embed_shard(
-    manifest: Manifest,
-    dataset: DatasetVersion,
-    embedder: Embedder,
-    params: DataParams,
-    splits: tuple[Split, ...],
-    number: int,
-    shards: int,
-) -> int:
+@task(name="plan shards", **options())
+def plan_shards(manifest: Manifest, embedder: Embedder, splits: tuple[Split, ...]) -> list[Shard]:
+    """Divides what the cache lacks; nothing where it lacks nothing."""
+    return shards.plan(manifest, embedder, Settings(), splits)
+
+
+# Its result is counted by the plan and lies in the cache: there is nothing to keep of it.
+@task(
+    name="embed shard",
+    task_run_name="embed shard {shard.number} of {shard.shards}",
+    **{**options(), "persist_result": False},
+)
+def embed_shard(shard: Shard, dataset: DatasetVersion, embedder: Embedder, params: DataParams) -> int:
     """Embeds what the cache lacks of one shard, wherever the task runner runs it; how many that were."""
     with _known_images(dataset):
-        return embed.embed_missing(
-            manifest,
-            dataset.data,
-            embedder,
-            Settings(),
-            params.max_pixels,
-            splits,
-            (number, shards),
-            ProgressArtifact(f"embed-shard-{number}"),
-        )
+        shown = ProgressArtifact(f"embed-shard-{shard.number}", listened=False)
+        return shards.run(shard, dataset, embedder, Settings(), params.max_pixels, shown)
 
 
 @task(name="collect embeddings", **options())
 def collect_embeddings(
-    manifest: Manifest, embedder: Embedder, splits: tuple[Split, ...], computed: int
+    manifest: Manifest, embedder: Embedder, splits: tuple[Split, ...], planned: list[Shard]
 ) -> Embeddings:
     """Brings to this machine what the shards made, and proves that nothing is lacking."""
-    return embed.complete(manifest, embedder, Settings(), splits, computed)
+    made = embed.complete(manifest, embedder, Settings(), splits, sum(shard.samples for shard in planned))
+    shards.clear(planned, Settings())
+    return made
 
 
 @contextmanager
@@ -108,14 +106,16 @@ def _known_images(dataset: DatasetVersion) -> Iterator[None]:
 class ProgressArtifact:
     """Progress of a task in the Prefect UI, and for whoever listens in this process."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, listened: bool = True) -> None:
         self._key = key
+        self._listened = listened
         self._pace = Pace()
         self._id: UUID | None = None
         self._written = -ARTIFACT_SECONDS
 
     def __call__(self, done: int, total: int) -> None:
-        progress.report("embed", done, total)
+        if self._listened:
+            progress.report("embed", done, total)
         now = time.monotonic()
         if now - self._written < ARTIFACT_SECONDS and done < total:
             return

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from numpy.typing import NDArray
 
 from tasks import s3
@@ -32,13 +32,12 @@ from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import ListMultipartUploadsOutputTypeDef, ListObjectsV2OutputTypeDef
 
 log = logging.getLogger(__name__)
 
 KEYS_SUFFIX = ".keys"
-_PART_BYTES = 32 << 20  # of one request; larger segments take several at once
-_PARTS = 4  # requests at once for one segment, and segments at once
-_THERE = ("PreconditionFailed", "412")
+_AT_ONCE = 4  # segments; each takes several requests at once
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Namespace:
         self._keys: dict[str, Keys] = {}  # of those that were looked into
         self._index: tuple[KeyIndex, list[str]] | None = None
 
-    def refresh(self) -> None:
-        """Lists the segments anew."""
+    def refresh(self) -> dict[str, Stored]:
+        """Lists the segments anew; returns all objects."""
         found = self.objects()
         self.names = {
             name: stored.bytes
@@ -98,6 +97,7 @@ class Namespace:
         for name in set(self._keys) - set(self.names):
             del self._keys[name]
             self._index = None
+        return found
 
     def objects(self) -> dict[str, Stored]:
         """All objects, by name."""
@@ -107,7 +107,7 @@ class Namespace:
                 Bucket=self._tier.bucket, Prefix=self._path
             )
             for page in pages:
-                now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+                now = _time_of(page)
                 for item in page.get("Contents", []):
                     age_s = max(0.0, (now - item["LastModified"]).total_seconds())
                     found[item["Key"].removeprefix(self._path)] = Stored(item["Size"], age_s)
@@ -127,8 +127,7 @@ class Namespace:
         index, names = self._indexed(here)
         places = index.find(keys)
         needed = [names[part] for part, _, _ in index.split(places[places >= 0])]
-        with s3.explained(self._url, CacheError), ThreadPoolExecutor(_PARTS) as pool:
-            files = [file for file in pool.map(self._download, needed) if file is not None]
+        files = self.bring(needed)
         if len(files) < len(needed):
             self.refresh()
         return files, len(files) < len(needed)
@@ -141,14 +140,12 @@ class Namespace:
         absent = [one for one in segments if one.file.name not in self.names]
         if not absent:
             return []
-        here = {one.file.name: one.keys for one in segments if one.file.name in self.names}
-        self._look_into(here)
-        index = KeyIndex([*here.values(), *(keys for name, keys in self._keys.items() if name not in here)])
+        index = KeyIndex(list(self.keys({one.file.name: one.keys for one in segments}).values()))
         return [one for one in absent if (index.find(one.keys) < 0).any()]
 
     def upload(self, segments: Sequence[Segment]) -> None:
         """Adds segments whose vectors were checked."""
-        with s3.explained(self._url, CacheError), ThreadPoolExecutor(_PARTS) as pool:
+        with s3.explained(self._url, CacheError), ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(self._upload, segments))
 
     def describe(self, file: Path) -> None:
@@ -158,33 +155,34 @@ class Namespace:
                 Bucket=self._tier.bucket, Key=self._path + file.name, Body=file.read_bytes()
             )
 
-    def remove(self, names: Collection[str]) -> None:
-        """Removes segments: the keys first, so that none is ever seen without its rows."""
-        with s3.explained(self._url, CacheError):
-            self.delete([_keys_name(name) for name in names])
-            self.delete(names)
-        for name in names:
-            self.names.pop(name, None)
-            self._keys.pop(name, None)
-        self._index = None
+    def description(self, name: str) -> bytes:
+        """What `describe` wrote; empty where it has not."""
+        with s3.explained(self._url, CacheError), suppress(self._client.exceptions.NoSuchKey):
+            return self._get(name)
+        return b""
 
-    def delete(self, objects: Collection[str]) -> None:
-        """Removes objects by name."""
-        keys = [self._path + name for name in sorted(objects)]
-        for start in range(0, len(keys), 1_000):  # the most that S3 takes at once
-            some = [{"Key": key} for key in keys[start : start + 1_000]]
-            answer = self._client.delete_objects(
-                Bucket=self._tier.bucket,
-                Delete={"Objects": some, "Quiet": True},  # type: ignore[typeddict-item]
-            )
-            for failure in answer.get("Errors", []):
-                raise CacheError(f"{self._url}: {failure.get('Key')} can't be removed ({failure.get('Code')})")
+    def keys(self, here: Mapping[str, Keys]) -> dict[str, Keys]:
+        """The keys [rows, 2] of every segment; `here` holds those of the segments on this disk."""
+        self._look_into(here)
+        return {name: here[name] if name in here else self._keys[name] for name in sorted(self.names)}
 
-    def abort_uploads(self, older_than_s: float) -> int:
-        """Gives up what killed writers left half-uploaded; how many that were."""
+    def bring(self, names: Sequence[str]) -> list[Path]:
+        """Downloads segments; those that have gone or were damaged are left out."""
+        with s3.explained(self._url, CacheError), ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [file for file in pool.map(self._download, names) if file is not None]
+
+    def clean(self, older_than_s: float) -> int:
+        """Removes what writers and removers left when they were killed; how many objects that were."""
+        found = self.objects()
+        single = [
+            name
+            for name, stored in found.items()
+            if stored.age_s > older_than_s and _partner(name) is not None and _partner(name) not in found
+        ]
         with s3.explained(self._url, CacheError):
+            self._delete(single)
             answer = self._client.list_multipart_uploads(Bucket=self._tier.bucket, Prefix=self._path)
-            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            now = _time_of(answer)
             old = [
                 item
                 for item in answer.get("Uploads", [])
@@ -194,12 +192,38 @@ class Namespace:
                 self._client.abort_multipart_upload(
                     Bucket=self._tier.bucket, Key=item["Key"], UploadId=item["UploadId"]
                 )
-        return len(old)
+        return len(single) + len(old)
 
-    def header(self, name: str) -> Header:
-        """The header of a segment."""
-        content = self._get(_keys_name(name))
-        return _parse(content, name)[0]
+    def clear(self) -> None:
+        """Removes everything."""
+        found = self.objects()
+        self.remove([name for name in found if name.endswith(SUFFIX)])
+        with s3.explained(self._url, CacheError):
+            self._delete(list(found))
+        self.clean(-1)
+        self.names.clear()
+
+    def remove(self, names: Collection[str]) -> None:
+        """Removes segments: the keys first, so that none is ever seen without its rows."""
+        with s3.explained(self._url, CacheError):
+            self._delete([_keys_name(name) for name in names])
+            self._delete(names)
+        for name in names:
+            self.names.pop(name, None)
+            self._keys.pop(name, None)
+        self._index = None
+
+    def rows(self) -> list[int]:
+        """How many rows each segment has."""
+
+        def of_segment(name: str) -> int:
+            try:
+                return _parse(self._get(_keys_name(name)), name)[0].rows
+            except (DamagedError, self._client.exceptions.NoSuchKey):
+                return 0
+
+        with s3.explained(self._url, CacheError), ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+            return list(pool.map(of_segment, sorted(self.names)))
 
     def _indexed(self, here: Collection[str]) -> tuple[KeyIndex, list[str]]:
         """An index over the segments that are not `here`."""
@@ -219,7 +243,7 @@ class Namespace:
         with s3.explained(self._url, CacheError), ThreadPoolExecutor(s3.CONNECTIONS) as pool:
             for name, keys in zip(wanted, pool.map(self._keys_of, wanted), strict=True):
                 if keys is None:
-                    self.names.pop(name)
+                    self.names.pop(name, None)
                 else:
                     self._keys[name] = keys
         for left in (self._folder / "keys").glob(f"*{KEYS_SUFFIX}"):
@@ -246,11 +270,95 @@ class Namespace:
         except self._client.exceptions.NoSuchKey:
             return None
         except DamagedError as error:
-            self._set_aside(name, str(error))
+            self._set_aside(_keys_name(name), str(error))
         return None
 
-    def _get(self, name: str) -> bytes:
-        def read() -> bytes:
-            return self._client.get_object(Bucket=self._tier.bucket, Key=self._path + name)["Body"].read()
+    def _download(self, name: str) -> Path | None:
+        """Brings a segment, checked as a whole; None where it has gone or was damaged."""
+        try:
+            for last in (False, True):
+                try:
+                    return publish(self._folder, partial(self._fill, name))
+                except DamagedError:
+                    if last:
+                        raise
+        except self._client.exceptions.NoSuchKey:
+            pass
+        except DamagedError as error:
+            self._set_aside(name, str(error))
+        except OSError as error:
+            raise CacheError(f"{self._folder}: can't write {name} ({error.strerror or error})") from None
+        return None
 
-        return s3.read_body(read)
+    def _fill(self, name: str, stream: BinaryIO) -> str:
+        s3.download(self._client, self._tier.bucket, self._path + name, Path(stream.name), self.names[name])
+        one = Segment(Path(stream.name), Path(name).stem)
+        if damaged([(one, None)]):
+            raise DamagedError("its vectors have changed")
+        return name
+
+    def _upload(self, one: Segment) -> None:
+        name = one.file.name
+        s3.put_new(self._client, self._tier.bucket, self._path + name, one.content)
+        keys = memoryview(one.header.text + b"\n" + one.keys.tobytes())
+        s3.put_new(self._client, self._tier.bucket, self._path + _keys_name(name), keys)
+        self.names[name] = one.identity[2]
+        self._index = None
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        """Renames a damaged object to `.damaged`, unless another process has replaced it."""
+        key, bucket = self._path + name, self._tier.bucket
+        try:
+            tag = self._client.head_object(Bucket=bucket, Key=key)["ETag"]
+            self._client.copy_object(
+                Bucket=bucket,
+                Key=f"{key}.damaged",
+                CopySource={"Bucket": bucket, "Key": key},
+                CopySourceIfMatch=tag,
+            )
+        except ClientError as failure:
+            if s3.code_of(failure) not in ("404", "NoSuchKey", *s3.THERE):
+                raise
+            return
+        if name.endswith(SUFFIX):
+            self.remove([name])
+        else:  # its segment may be intact: who has it writes the keys again
+            self._delete([name])
+        log.warning(
+            "%s/%s: damaged (%s), set aside as .damaged; its samples are missing", self._url, name, reason
+        )
+
+    def _get(self, name: str) -> bytes:
+        return s3.get(self._client, self._tier.bucket, self._path + name)
+
+    def _delete(self, names: Collection[str]) -> None:
+        s3.delete(self._client, self._tier.bucket, [self._path + name for name in names])
+
+
+def _time_of(answer: "ListObjectsV2OutputTypeDef | ListMultipartUploadsOutputTypeDef") -> datetime:
+    """The server's time, which is what its objects' ages are counted from."""
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+
+def _partner(name: str) -> str | None:
+    """The other object of a segment."""
+    other = {SUFFIX: KEYS_SUFFIX, KEYS_SUFFIX: SUFFIX}.get(Path(name).suffix)
+    return None if other is None else Path(name).with_suffix(other).name
+
+
+def _keys_name(name: str) -> str:
+    return str(Path(name).with_suffix(KEYS_SUFFIX))
+
+
+def _parse(content: bytes, name: str) -> tuple[Header, Keys]:
+    """The header and keys [rows, 2] of a segment; raises DamagedError."""
+    text, _, packed = content.partition(b"\n")
+    header = Header.read(text, Path(name).stem)
+    if hashlib.sha256(packed).hexdigest() != header.keys:
+        raise DamagedError("its keys have changed")
+    return header, np.frombuffer(packed, dtype=np.uint64).reshape(-1, 2)
+
+
+def _write(content: bytes, name: str, stream: BinaryIO) -> str:
+    stream.write(content)
+    return name

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 
-from tests.bench import report
+from tests.bench import report, scale
 from tests.bench.harness import Row
 
 CASES = (
@@ -50,7 +50,7 @@ def _case(name: str) -> None:
         versus = "" if row.ratio is None else f" against {row.other:.4g}: {row.ratio:.3g}"
         goal = "" if row.goal is None else f" (goal {row.goal:g})"
         print(f"{row.name}: {row.ours:.4g} {row.unit}{versus}{goal}", flush=True)
-    report.merge(name, rows, CASES)
+    scale.update(report.merge(name, rows, CASES))
 
 
 if __name__ == "__main__":

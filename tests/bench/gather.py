@@ -61,7 +61,7 @@ def _row(kind: str, seconds: harness.Seconds, goal: float) -> Row:
         seconds[best],
         unit="ms",
         goal=goal,
-        note=f"{best}, the quicker of {len(ways)} ways; vectors in the order asked for, file in the page cache",
+        note=f"against {best}, the quickest of {len(ways)} ways; rows in the order asked for, warm",
         limits=LIMITS,
     )
 

@@ -92,7 +92,7 @@ def below(
     return Row(name, value, limit, limit / value, unit, goal=1.0, note=note, limits=limits)
 
 
-def rate(name: str, seconds: Sequence[float], work: float, unit: str, *, note: str = "") -> Row:
+def rate(name: str, seconds: Sequence[float], work: float | None, unit: str, *, note: str = "") -> Row:
     """A row of ours alone: what docs/scale.md is computed from."""
     return Row(name, _shown(statistics.median(seconds), unit, work), None, None, unit, note=note)
 

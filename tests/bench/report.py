@@ -23,12 +23,15 @@ quartiles. What the other side is stands below each table.
 """
 
 
-def merge(case: str, rows: Sequence[Row], order: Sequence[str]) -> None:
+def merge(case: str, rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
     """Puts the rows of a case in the place of those it left on this machine before, and writes the
     page anew.
 
     Args:
         order: names of all cases, in the order of the page.
+
+    Returns:
+        All rows of this machine.
     """
     file = Settings().root / "bench.json"
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"machines": {}, "rows": []}
@@ -41,8 +44,11 @@ def merge(case: str, rows: Sequence[Row], order: Sequence[str]) -> None:
     rows_now = sorted([*kept, *fresh], key=lambda row: place.get(row["case"], len(place)))  # stable
     used = {row["machine"] for row in rows_now}
     machines = {key: value for key, value in {**known["machines"], name: here}.items() if key in used}
-    _write(file, json.dumps({"machines": machines, "rows": rows_now}, indent=2, ensure_ascii=False) + "\n")
-    _write(PAGE, page(machines, rows_now))
+    write_text(
+        file, json.dumps({"machines": machines, "rows": rows_now}, indent=2, ensure_ascii=False) + "\n"
+    )
+    write_text(PAGE, page(machines, rows_now))
+    return [row for row in rows_now if row["machine"] == name]
 
 
 def page(machines: dict[str, dict[str, str]], rows: Sequence[dict[str, Any]]) -> str:
@@ -103,7 +109,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Replaces a file in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.write_text(text, encoding="utf-8")

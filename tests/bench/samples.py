@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tasks.embedding.extract import Sample
 from tasks.settings import Settings
 
 WIDTH, HEIGHT = 500, 375  # px, the usual size of ImageNet's photographs
@@ -62,9 +63,9 @@ def jpegs(count: int) -> list[Path]:
     return files
 
 
-def copies(folder: Path, count: int) -> list[tuple[str, Path]]:
-    """`count` files with (digest, file): packaged JPEGs, each with a number after the end marker,
-    so that their contents are distinct."""
+def copies(folder: Path, count: int) -> list[Sample]:
+    """`count` packaged JPEGs, each with a number after the end marker, so that their contents are
+    distinct."""
     sources = [file.read_bytes() for file in packaged()]
     made = []
     for number in range(count):
@@ -73,7 +74,7 @@ def copies(folder: Path, count: int) -> list[tuple[str, Path]]:
         content = sources[number % len(sources)] + number.to_bytes(8, "big")
         file = folder / f"{number // 1000:03d}" / f"{number % 1000:03d}.jpg"
         file.write_bytes(content)
-        made.append((hashlib.sha256(content).hexdigest(), file))
+        made.append(Sample(hashlib.sha256(content).hexdigest(), file))
     return made
 
 

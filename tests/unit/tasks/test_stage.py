@@ -145,7 +145,7 @@ def test_stage_key__changes_with_stage_parameters_inputs_and_code(monkeypatch: p
 def test_stage_key__records_count_by_their_digest_alone() -> None:
     here, there = head(Path("/here")), head(Path("/there"))
     assert stage_key("evaluation", here) == stage_key("evaluation", there)
-    done = {"digest": "a", "root": "/r", "fingerprint": "f", "dim": 3}
+    done = {"digest": "a", "root": "/r", "blocks": ()}
     # That they came from the cache this time changes nothing.
     now = Embeddings.model_validate({**done, "computed": 5, "cached": 0})
     later = Embeddings.model_validate({**done, "computed": 0, "cached": 5})

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tasks.data import mirror as mirror_module
+from tasks.data import store, version
+from tasks.data.mirror import Mirrored
+from tasks.data.source import Entry
 from tasks.settings import Settings
 
 
@@ -37,3 +41,28 @@ def pets(tmp_path: Path) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(offset + number))
     return root
+
+
+@pytest.fixture
+def mirrored(monkeypatch: pytest.MonkeyPatch) -> list[Mirrored]:
+    """What each call of `version_data` copied."""
+    calls: list[Mirrored] = []
+
+    def spy(entries: tuple[Entry, ...], workspace: Path, anew: bool) -> Mirrored:
+        calls.append(mirror_module.mirror(entries, workspace, anew))
+        return calls[-1]
+
+    monkeypatch.setattr(version, "mirror", spy)
+    return calls
+
+
+@pytest.fixture
+def no_dvc(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def forbid() -> None:
+        def fail(*_: object) -> None:
+            raise AssertionError("DVC was called")
+
+        monkeypatch.setattr(store, "add", fail)
+        monkeypatch.setattr(store, "push", fail)
+
+    return forbid

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +39,10 @@ def folder(tmp_path: Path, pets: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run_it(version: DatasetVersion, **params: object) -> Audit:
+    def run_it(version: DatasetVersion, rehash: bool = False, **params: object) -> Audit:
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        return audit.run(out, version, DataParams.model_validate(params), tmp_path)
+        return audit.run(out, version, DataParams.model_validate(params), tmp_path, rehash)
 
     return run_it
 
@@ -161,6 +163,93 @@ def test_audit__damaged_memory_is_passed_over(
     decoded.clear()
     assert run(version_of(folder)).samples == 40
     assert len(decoded) == 40
+
+
+def edit_unseen(file: Path, content: bytes) -> None:
+    """Another content of the same size, time and inode."""
+    before = file.stat()
+    assert len(content) == before.st_size
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+
+
+def digest_in(got: Audit, path: str) -> str:
+    rows = pq.read_table(got.path / "files.parquet").to_pylist()
+    (found,) = (row["digest"] for row in rows if row["path"] == path)
+    return str(found)
+
+
+def test_audit__unchanged_file_is_not_read_again_unless_told_to(
+    folder: Path, run: Run, make_png: Callable[[int], bytes]
+) -> None:
+    file = folder / "data/cat/00.png"
+    first = run(version_of(folder))
+    before = digest_in(first, "cat/00.png")
+    edit_unseen(file, make_png(19))  # as long as that of shade 0
+    assert run(version_of(folder)) == first
+
+    after = run(version_of(folder), rehash=True)
+    assert digest_in(after, "cat/00.png") == hashlib.sha256(make_png(19)).hexdigest() != before
+    assert after.digest != first.digest
+    assert run(version_of(folder)) == after  # the memo was replaced
+
+
+def test_audit__rehash_of_unchanged_files_finds_the_same(folder: Path, run: Run) -> None:
+    assert run(version_of(folder), rehash=True) == run(version_of(folder), rehash=True)
+
+
+def test_audit__file_that_was_touched_is_read_again(
+    folder: Path, run: Run, make_png: Callable[[int], bytes]
+) -> None:
+    run(version_of(folder))
+    file = folder / "data/cat/00.png"
+    edit_unseen(file, make_png(19))
+    os.utime(file, (0, 0))  # a clock that jumped back
+    assert digest_in(run(version_of(folder)), "cat/00.png") == hashlib.sha256(make_png(19)).hexdigest()
+
+
+def test_audit__next_version_in_another_folder_reads_only_what_is_new(
+    folder: Path, run: Run, tmp_path: Path, make_png: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(version_of(folder))
+    shutil.copytree(folder / "data", tmp_path / "next/data", copy_function=os.link)
+    (tmp_path / "next/data/dog/new.png").write_bytes(make_png(600))
+    (tmp_path / "next/data/cat/00.png").unlink()
+    read: list[str] = []
+    whole = content._read
+
+    def spy(data: Path, path: str, sizes: content.Sizes, max_pixels: int) -> object:
+        read.append(path)
+        return whole(data, path, sizes, max_pixels)
+
+    monkeypatch.setattr(content, "_read", spy)
+    got = run(version_of(tmp_path / "next"))
+    assert read == ["dog/new.png"]
+    assert got.samples == 40
+
+
+def test_audit__damaged_memo_of_digests_is_passed_over(
+    folder: Path, run: Run, tmp_path: Path, make_png: Callable[[int], bytes]
+) -> None:
+    run(version_of(folder))
+    edit_unseen(folder / "data/cat/00.png", make_png(19))
+    (memo,) = (tmp_path / "digests").iterdir()
+    memo.write_bytes(memo.read_bytes()[:-1])
+    got = run(version_of(folder))
+    assert digest_in(got, "cat/00.png") == hashlib.sha256(make_png(19)).hexdigest()
+
+
+def test_audit__bad_file_keeps_its_reason_when_it_is_unchanged(folder: Path, run: Run) -> None:
+    (folder / "data/cat/text.png").write_bytes(b"not an image")
+    first, again = (run(version_of(folder), max_quarantined_fraction=0.1) for _ in range(2))
+    assert first == again
+    assert [bad.reason for bad in again.quarantined] == ["not an image (12 bytes)"]
 
 
 def test_audit__digest_says_the_same_for_the_same(folder: Path, run: Run) -> None:

@@ -219,6 +219,18 @@ def test_source__table_lists_itself_and_its_files(tmp_path: Path, listed: Callab
     assert paths(listed(file, follow_links=True)) == ["1", "folder/3", "out", "sub/2", "table.csv"]
 
 
+def test_source__table_lists_a_stack_once_of_which_it_names_rows(
+    tmp_path: Path, listed: Callable[..., Listing]
+) -> None:
+    root = fill(tmp_path / "d", "sub/x.npy", "y.npy#1.png")
+    file = write_table(
+        root, {"sub/x.npy#3": "cat", "y.npy#1.png": "cat", "sub/x.npy#10": "dog", "gone.npy#1": "dog"}
+    )
+    listing = listed(file)
+    assert paths(listing) == ["sub/x.npy", "table.csv", "y.npy#1.png"]
+    assert rejected(listing) == {"gone.npy#1": "row 5: no such file"}
+
+
 def test_source__table_without_usable_rows_or_with_one_class(
     tmp_path: Path, failure: Callable[[Path | str], str]
 ) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data import mirror as mirror_module
 from tasks.data import store, version
 from tasks.data.mirror import Mirrored
-from tasks.data.source import Entry, list_source
+from tasks.data.source import list_source
 from tasks.data.version import checkout, version_data
 from tasks.errors import DataError
 from tasks.params import DataParams
@@ -40,31 +39,6 @@ def dvc_digest(files: Mapping[str, bytes]) -> str:
     ]
     text = json.dumps(listed, sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-@pytest.fixture
-def mirrored(monkeypatch: pytest.MonkeyPatch) -> list[Mirrored]:
-    """What each call of `version_data` copied."""
-    calls: list[Mirrored] = []
-
-    def spy(entries: tuple[Entry, ...], workspace: Path) -> Mirrored:
-        calls.append(mirror_module.mirror(entries, workspace))
-        return calls[-1]
-
-    monkeypatch.setattr(version, "mirror", spy)
-    return calls
-
-
-@pytest.fixture
-def no_dvc(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    def forbid() -> None:
-        def fail(*_: object) -> None:
-            raise AssertionError("DVC was called")
-
-        monkeypatch.setattr(store, "add", fail)
-        monkeypatch.setattr(store, "push", fail)
-
-    return forbid
 
 
 def workspace(settings: Settings) -> Path:

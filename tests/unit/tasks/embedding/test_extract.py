@@ -1,116 +1,265 @@
 import hashlib
 import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from tasks.data.image import BadImage
-from tasks.embedding.backbone import load
+from tasks.data.stack import row_digest
+from tasks.embedding import extract as extraction
 from tasks.embedding.cache import EmbeddingCache
-from tasks.embedding.extract import Sample, embed_images, extract
-from tasks.embedding.preprocess import crop, standardise
-from tasks.errors import DataError
-from tasks.records import Backbone
+from tasks.embedding.decode import pixels
+from tasks.embedding.extract import Extractor, Sample, extract
+from tasks.embedding.forward import Forward, TorchForward
+from tasks.embedding.gather import open_caches
+from tasks.errors import CacheError, DataError
+from tasks.records import Backbone, Embedder
 
 LIMIT = 10_000_000  # px
+Route = Callable[[Backbone], Forward]
+Resolved = Callable[..., Embedder]
+Caches = dict[str, EmbeddingCache]
 
 
-def cache_of(backbone: Backbone, root: Path) -> EmbeddingCache:
-    return EmbeddingCache(root, backbone.digest, backbone.dim)
+def extractors(embedder: Embedder, batch: int = 4) -> list[Extractor]:
+    """Of all blocks, by torch, in small batches."""
+    made = []
+    for backbone in embedder.backbones:
+        forward = TorchForward(backbone)
+        forward.batch = batch
+        made.append(Extractor(backbone, backbone.blocks, forward))
+    return made
 
 
-def opened(samples: list[Sample]) -> list[Image.Image]:
-    return [Image.open(sample.file).convert("RGB") for sample in samples]
+def fill(
+    samples: Sequence[Sample],
+    embedder: Embedder,
+    root: Path,
+    progress: Callable[[int], None] = lambda _: None,
+    batch: int = 4,
+) -> Caches:
+    caches = open_caches(embedder.blocks, root)
+    lacking = {block: {sample.digest for sample in samples} for block in caches}
+    extract(samples, extractors(embedder, batch), caches, lacking, LIMIT, progress)
+    return caches
 
 
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+def digests(samples: Sequence[Sample]) -> list[str]:
+    return [sample.digest for sample in samples]
 
 
-def test_embed_images__agrees_with_a_plain_reference(lite0: Backbone, photos: list[Sample]) -> None:
-    (image,) = opened(photos[:1])
-    scale = 256 / min(image.size)
-    resized = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-    )
-    left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
-    cut = np.asarray(resized.crop((left, top, left + 224, top + 224)))
-    x = torch.tensor(cut, dtype=torch.float32).permute(2, 0, 1)[None]
-    x = (x / 255 - 0.5) / 0.5
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
-    network.load_state_dict(load(lite0).state_dict())
-    with torch.inference_mode():
-        reference = network.eval()(x)[0].numpy()
-
-    (vector,) = embed_images(load(lite0), [image], lite0)
-
-    np.testing.assert_allclose(
-        standardise([crop(image, lite0.preprocess)], lite0.preprocess)[0].numpy(),
-        x[0].numpy(),
-        atol=2.1 / 127,
-    )
-    assert 1 - cosine(vector, reference) <= 1e-3
+def decoded(samples: Sequence[Sample]) -> list[Tensor]:
+    return [pixels(sample.file.read_bytes(), LIMIT) for sample in samples]
 
 
-@pytest.mark.parametrize("which", ["small", "lite0"])
-def test_embed_images__vector_depends_on_its_image_alone(
-    request: pytest.FixtureRequest, photos: list[Sample], which: str
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """How often each file is read from now on."""
+    counted: Counter[Path] = Counter()
+    read_bytes = Path.read_bytes
+
+    def count(self: Path) -> bytes:
+        counted[self] += 1
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    return counted
+
+
+# One image's vector
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_extractor__vector_depends_on_its_image_alone(
+    resolved: Resolved, route: Route, photos: list[Sample], size: int
 ) -> None:
-    backbone: Backbone = request.getfixturevalue(which)
-    network, images = load(backbone), opened(photos)
-    alone = np.concatenate([embed_images(network, [image], backbone) for image in images])
+    layers = {"layers": ["network", "blocks.3"], "pooling": ["mean", "max", "std"]}
+    (backbone,) = resolved(size=size, views=["identity", "crop-0"], **layers).backbones
+    extractor = Extractor(backbone, backbone.blocks, route(backbone))
+    images, names = decoded(photos), digests(photos)
 
-    together = embed_images(network, images, backbone)
-    backwards = embed_images(network, images[::-1], backbone)[::-1]
-    among_others = embed_images(network, [images[3], images[0], images[3]], backbone)[1:2]
+    def embed(which: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        return extractor([images[one] for one in which], [names[one] for one in which])
 
-    assert together.tobytes() == alone.tobytes()
-    assert backwards.tobytes() == alone.tobytes()
-    assert among_others.tobytes() == alone[:1].tobytes()
+    alone = [embed([one]) for one in range(len(photos))]
+    forth, back = range(len(photos)), range(len(photos))[::-1]
+    for which in (forth, back, [3, 0, 3], [0] * 9, [5, 1]):
+        together = embed(which)
+        for block in backbone.blocks:
+            expected = np.concatenate([alone[one][block.digest] for one in which])
+            assert together[block.digest].tobytes() == expected.tobytes()
 
 
-def test_embed_images__of_none_is_empty(small: Backbone) -> None:
-    assert embed_images(load(small), [], small).shape == (0, small.dim)
+def test_extractor__views_are_those_of_the_image(resolved: Resolved, photos: list[Sample]) -> None:
+    views = ["identity", "hflip", "vflip", "crop-0", "crop-1"]
+    (backbone,) = resolved(views=views).backbones
+    (extractor,) = extractors(resolved(views=views))
+    by_view = {block.view: block.digest for block in backbone.blocks}
+    images, names = decoded(photos[:3]), digests(photos[:3])
+
+    found = extractor(images, names)
+    across = extractor([image.flip(2) for image in images], names)[by_view["identity"]]
+    down = extractor([image.flip(1) for image in images], names)[by_view["identity"]]
+    others = extractor(images, [f"{number:064x}" for number in range(3)])
+
+    # Resizing a mirrored image rounds in another order.
+    np.testing.assert_allclose(found[by_view["hflip"]], across, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(found[by_view["vflip"]], down, rtol=1e-2, atol=1e-3)
+    assert len({found[block].tobytes() for block in by_view.values()}) == len(views)
+    for view, block in by_view.items():
+        assert (found[block].tobytes() == others[block].tobytes()) == (not view.startswith("crop"))
 
 
-def test_extract__fills_the_cache_with_the_same_vectors_in_any_order(
-    small: Backbone, photos: list[Sample], tmp_path: Path
+def test_extractor__takes_images_of_all_sizes_and_grey_ones(small: Embedder) -> None:
+    (extractor,) = extractors(small)
+    noise = torch.Generator().manual_seed(0)
+    shapes = [(3, 28, 28), (1, 28, 28), (3, 300, 20), (3, 64, 64), (1, 500, 400), (3, 1, 1)]
+    images = [torch.randint(256, shape, generator=noise, dtype=torch.uint8) for shape in shapes]
+    names = [str(number) for number in range(len(images))]
+    (together,) = extractor(images, names).values()
+    assert together.shape == (6, 256)
+    for number, image in enumerate(images):
+        (alone,) = extractor([image.expand(3, -1, -1)], names[:1]).values()
+        assert alone.tobytes() == together[number].tobytes()
+
+
+# A pass over the data
+
+
+def test_extract__fills_the_cache_with_the_same_bits_in_any_order(
+    small: Embedder, photos: list[Sample], tmp_path: Path
 ) -> None:
-    forth, back = cache_of(small, tmp_path / "a"), cache_of(small, tmp_path / "b")
-    extract(photos, load(small), small, forth, LIMIT)
-    extract(photos[::-1], load(small), small, back, LIMIT)
-    digests = [sample.digest for sample in photos]
-    assert forth.gather(digests).tobytes() == back.gather(digests).tobytes()
+    (block,) = small.blocks
+    forth = fill(photos, small, tmp_path / "a")[block.digest].gather(digests(photos))
+    back = fill(photos[::-1], small, tmp_path / "b", batch=4)[block.digest].gather(digests(photos))
+    assert forth.tobytes() == back.tobytes()
     # On several threads at once the sums of one forward pass are added in another order.
-    expected = embed_images(load(small), opened(photos), small)
-    np.testing.assert_allclose(forth.gather(digests), expected, rtol=1e-4, atol=1e-5)
+    (expected,) = extractors(small)[0](decoded(photos), digests(photos)).values()
+    np.testing.assert_allclose(forth, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_extract__counts_progress_up_to_all(small: Backbone, photos: list[Sample], tmp_path: Path) -> None:
+def test_extract__layers_views_and_backbones_in_one_pass(
+    resolved: Resolved,
+    weights_of: Callable[..., Path],
+    photos: list[Sample],
+    tmp_path: Path,
+    reads: Counter[Path],
+) -> None:
+    vit = {"backbone": "timm:test_vit", "weights": str(weights_of("timm:test_vit")), "image_size": 64}
+    embedder = resolved(
+        layers=["network", "blocks.3"],
+        pooling=["mean", "std"],
+        views=["identity", "hflip"],
+        others=[{**vit, "layers": ["blocks.2"], "pooling": ["cls"]}],
+    )
+    assert [block.dim for block in embedder.blocks] == [256, 96, 256, 96, 64]
+    reads.clear()
+
+    caches = fill(photos, embedder, tmp_path)
+
+    assert {file: count for file, count in reads.items() if file.suffix == ".jpg"} == {
+        photo.file: 1 for photo in photos
+    }
+    # Each as if it were alone.
+    (plain,) = resolved(layers=["blocks.3"], pooling=["mean", "std"], views=["hflip"]).blocks
+    assert plain in embedder.blocks
+    for block, alone in [
+        (
+            embedder.blocks[3],
+            fill(
+                photos,
+                resolved(layers=["blocks.3"], pooling=["mean", "std"], views=["hflip"]),
+                tmp_path / "a",
+            ),
+        ),
+        (
+            embedder.blocks[4],
+            fill(photos, resolved("timm:test_vit", layers=["blocks.2"], pooling=["cls"]), tmp_path / "b"),
+        ),
+    ]:
+        a, b = (some[block.digest].gather(digests(photos)) for some in (caches, alone))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_extract__writes_what_each_block_lacks_alone(
+    resolved: Resolved, photos: list[Sample], tmp_path: Path
+) -> None:
+    embedder = resolved(views=["identity", "hflip"])
+    caches = open_caches(embedder.blocks, tmp_path)
+    first, second = caches
+    names = digests(photos)
+    lacking = {first: set(names[:2]), second: set(names[1:4])}
+    extract(photos[:4], extractors(embedder), caches, lacking, LIMIT)
+    assert caches[first].missing(names) == names[2:]
+    assert caches[second].missing(names) == [names[0], *names[4:]]
+
+
+def test_extract__counts_progress_up_to_all(small: Embedder, photos: list[Sample], tmp_path: Path) -> None:
     heard: list[int] = []
-    extract(photos, load(small), small, cache_of(small, tmp_path), LIMIT, heard.append)
+    fill(photos, small, tmp_path, heard.append, batch=2)
     assert heard == sorted(heard)
     assert heard[-1] == len(photos)
+    assert len(heard) > 1
 
 
 def test_extract__leaves_the_number_of_threads_as_it_was(
-    small: Backbone, photos: list[Sample], tmp_path: Path
+    small: Embedder, photos: list[Sample], tmp_path: Path
 ) -> None:
     before = torch.get_num_threads()
-    extract(photos[:2], load(small), small, cache_of(small, tmp_path), LIMIT)
+    fill(photos[:2], small, tmp_path)
     assert torch.get_num_threads() == before
 
 
-def test_extract__interrupted_keeps_what_was_done(
-    small: Backbone, photos: list[Sample], tmp_path: Path
+def test_extract__of_none_does_nothing(small: Embedder, tmp_path: Path) -> None:
+    (cache,) = fill([], small, tmp_path).values()
+    assert len(cache) == 0
+
+
+# Stacks
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_extract__rows_of_a_stack(small: Embedder, tmp_path: Path, channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 28, 28, channels), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images if channels == 3 else images[..., 0])
+    rows = [5, 0, 8, 3]
+    samples = [Sample(row_digest(images[row]), tmp_path / "x.npy", row) for row in rows]
+    (cache,) = fill(samples, small, tmp_path / "cache").values()
+    pictures = [torch.from_numpy(images[row]).permute(2, 0, 1).expand(3, -1, -1) for row in rows]
+    (expected,) = extractors(small)[0](pictures, digests(samples)).values()
+    np.testing.assert_allclose(cache.gather(digests(samples)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["changed", "shorter", "no stack", "gone"])
+def test_extract__stack_that_is_not_the_manifests_is_an_error(
+    small: Embedder, tmp_path: Path, what: str
 ) -> None:
-    cache, done = cache_of(small, tmp_path), 0
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    file = tmp_path / f"{what}.npy"
+    sample = Sample(row_digest(images[3]), file, 3)
+    if what == "changed":
+        np.save(file, images[::-1].copy())
+    elif what == "shorter":
+        np.save(file, images[:3])
+    elif what == "no stack":
+        file.write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError, match=rf"{what}\.npy: changed during the run.*run again"):
+        fill([sample], small, tmp_path / "cache")
+
+
+# Segments, and what can go wrong
+
+
+def test_extract__interrupted_keeps_what_was_done(
+    small: Embedder, photos: list[Sample], tmp_path: Path
+) -> None:
+    done = 0
 
     def interrupt(so_far: int) -> None:
         nonlocal done
@@ -119,23 +268,56 @@ def test_extract__interrupted_keeps_what_was_done(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(photos, load(small), small, cache, LIMIT, interrupt)
+        fill(photos, small, tmp_path, interrupt, batch=2)
 
-    again = cache_of(small, tmp_path)
-    missing = again.missing([sample.digest for sample in photos])
-    assert len(again) == done
-    assert len(missing) == len(photos) - done
+    (again,) = open_caches(small.blocks, tmp_path).values()
+    assert 4 <= len(again) == done < len(photos)
+    assert len(again.missing(digests(photos))) == len(photos) - done
 
 
+@pytest.mark.parametrize(
+    ("rows", "seconds", "parts"),
+    [(4096, 60.0, 1), (4, 60.0, 3), (4096, -1.0, 3)],
+    ids=["few", "rows", "late"],
+)
 def test_extract__segments_are_written_along_the_way(
-    small: Backbone, photos: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Embedder,
+    photos: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    seconds: float,
+    parts: int,
 ) -> None:
-    monkeypatch.setattr("tasks.embedding.extract.SEGMENT_ROWS", 4)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    cache = cache_of(small, tmp_path)
-    extract(photos, load(small), small, cache, LIMIT)
-    assert len(list(cache.segments())) > 1
+    monkeypatch.setattr(extraction, "SEGMENT_ROWS", rows)
+    monkeypatch.setattr(extraction, "SEGMENT_SECONDS", seconds)
+    monkeypatch.setattr(extraction, "threads", lambda: 1)
+    (cache,) = fill(photos, small, tmp_path).values()
+    # The last pieces may be ready before the writer is.
+    assert 1 + (parts > 1) <= len(list(cache.segments())) <= parts
     assert len(cache) == len(photos)
+
+
+def test_extract__disk_that_is_full_ends_it(
+    small: Embedder, photos: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "SEGMENT_ROWS", 2)
+    append, calls = EmbeddingCache.append, 0
+
+    def fail(self: EmbeddingCache, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise CacheError("can't write (No space left on device)")
+        append(self, names, vectors)
+
+    monkeypatch.setattr(EmbeddingCache, "append", fail)
+    heard: list[int] = []
+    with pytest.raises(CacheError, match="No space left on device"):
+        fill(photos * 40, small, tmp_path, heard.append, batch=2)
+    assert heard[-1] < 40 * len(photos)  # it ended then
+    (cache,) = open_caches(small.blocks, tmp_path).values()
+    assert len(cache) > 0
 
 
 def copied(photos: list[Sample], folder: Path) -> list[Sample]:
@@ -148,22 +330,22 @@ def copied(photos: list[Sample], folder: Path) -> list[Sample]:
 
 @pytest.mark.parametrize("what", ["changed", "vanished"])
 def test_extract__file_that_is_not_the_manifests_is_an_error(
-    small: Backbone, photos: list[Sample], tmp_path: Path, what: str
+    small: Embedder, photos: list[Sample], tmp_path: Path, what: str
 ) -> None:
     samples = copied(photos[:3], tmp_path / "data")
     if what == "changed":
         samples[1].file.write_bytes(samples[2].file.read_bytes())  # an image as good as any
     else:
         samples[1].file.unlink()
-    cache = cache_of(small, tmp_path / "cache")
     with pytest.raises(DataError, match=rf"1\.jpg: {what} during the run.*run again"):
-        extract(samples, load(small), small, cache, LIMIT)
+        fill(samples, small, tmp_path / "cache")
+    (cache,) = open_caches(small.blocks, tmp_path / "cache").values()
     assert len(cache) == 0
 
 
-def test_extract__image_that_cannot_be_decoded_is_an_error(small: Backbone, tmp_path: Path) -> None:
+def test_extract__image_that_cannot_be_decoded_is_an_error(small: Embedder, tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"not an image")
     sample = Sample(hashlib.sha256(b"not an image").hexdigest(), file)
     with pytest.raises(BadImage, match="not an image"):
-        extract([sample], load(small), small, cache_of(small, tmp_path / "cache"), LIMIT)
+        fill([sample], small, tmp_path / "cache")

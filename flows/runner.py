@@ -1,0 +1,92 @@
+"""What the shards of an embedding run on: a thread of this process, or the workers of a Ray or Dask
+cluster."""
+
+import importlib.util
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.states import Crashed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from tasks.errors import ParamsError, StackError
+from tasks.settings import Settings
+
+_LIBRARIES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
+_REACHED_S = 10.0
+
+
+def task_runner(settings: Settings) -> TaskRunner[Any]:
+    """The task runner that the settings name. A cluster is reached, or started, when the first shard
+    is handed to it.
+
+    Raises:
+        StackError: its extra is not installed.
+        ParamsError: a cluster is set, but nothing to spread over it.
+    """
+    if settings.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=1)  # a shard uses all cores by itself
+    if any(importlib.util.find_spec(library) is None for library in _LIBRARIES[settings.runner]):
+        raise StackError(
+            f"REGRAFT_RUNNER={settings.runner}: is not installed; install the extra `{settings.runner}`"
+        )
+    if settings.shards == 1:
+        raise ParamsError(
+            f"REGRAFT_RUNNER={settings.runner}: has no effect on one shard; set REGRAFT_SHARDS to a few for"
+            " each worker"
+        )
+    if settings.runner == "ray":
+        from flows.on_ray import RayRunner
+
+        return RayRunner(settings.runner_address)
+    from flows.on_dask import DaskRunner
+
+    return DaskRunner(settings.runner_address)
+
+
+def require_reachable(address: str) -> None:
+    """Asks for a connection: the libraries try for minutes, and say it in many lines.
+
+    Raises:
+        StackError: nobody answers there, or the address is none.
+    """
+    try:
+        place = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = place.hostname, place.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        raise StackError(f"REGRAFT_RUNNER_ADDRESS: {address}: is not an address like head:6379")
+    try:
+        socket.create_connection((host, port), timeout=_REACHED_S).close()
+    except OSError as error:
+        raise StackError(
+            f"REGRAFT_RUNNER_ADDRESS: {address}: can't be reached ({error.strerror or error})"
+        ) from None
+
+
+@contextmanager
+def explained(shard: UUID) -> Iterator[None]:
+    """Turns what a cluster raises when it gives a shard up into one line, and ends its task run, which
+    to Prefect would run for ever.
+
+    Raises:
+        StackError: instead of the errors of Ray and Dask.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(error)
+        if kind.__module__.partition(".")[0] not in ("ray", "distributed"):
+            raise
+        reason = (
+            f"the cluster gave a shard up, its worker died again and again or can't run it ({kind.__name__});"
+            " look at the memory and the logs of the workers. What was embedded is kept: run again"
+        )
+        with get_client(sync_client=True) as client:
+            client.set_task_run_state(shard, Crashed(message=reason), force=True)
+        raise StackError(reason) from None

@@ -1,0 +1,323 @@
+import hashlib
+import json
+import os
+import random
+import select
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.embedding.cache import DESCRIPTION, EmbeddingCache
+from tasks.embedding.compact import compact
+from tasks.embedding.maintain import export, list_spaces, prune, verify
+from tasks.errors import CacheError
+
+DIM = 3
+DAY = 86_400
+
+
+def digest(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def opened(root: Path, fingerprint: str = "one") -> EmbeddingCache:
+    return EmbeddingCache(root, fingerprint, DIM)
+
+
+def fill(cache: EmbeddingCache, numbers: Sequence[int]) -> None:
+    """Writes a segment in which a sample's vector is its number."""
+    cache.append([digest(n) for n in numbers], np.array([[n] * DIM for n in numbers], dtype=np.float32))
+
+
+def append(root: Path, numbers: Sequence[int], fingerprint: str = "one") -> Path:
+    """The segment that was written."""
+    cache = opened(root, fingerprint)
+    before = set(cache.segments())
+    fill(cache, numbers)
+    (segment,) = set(cache.segments()) - before
+    return segment
+
+
+def check(root: Path, numbers: Sequence[int]) -> EmbeddingCache:
+    cache = opened(root)
+    digests = [digest(n) for n in numbers]
+    assert cache.missing(digests) == []
+    np.testing.assert_array_equal(cache.gather(digests)[:, 0], numbers)
+    return cache
+
+
+def forked(act: Callable[[], object]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        act()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_list__each_fingerprint_with_counts_and_what_it_is(tmp_path: Path) -> None:
+    segments = [append(tmp_path, [1, 2]), append(tmp_path, [3])]
+    append(tmp_path, [1], "two").write_bytes(b"damaged")
+    (tmp_path / "two" / "x.damaged").touch()
+    about = {
+        "backbone": {"name": "timm:a", "precision": "float32"},
+        "block": {"layer": "stages.2", "pooling": ["mean", "std"], "view": "hflip"},
+    }
+    (tmp_path / "one" / DESCRIPTION).write_text(json.dumps(about))
+    one, two = list_spaces(tmp_path)
+    assert (one.fingerprint, one.place, one.what) == ("one", "here", "timm:a stages.2 mean+std hflip float32")
+    assert (one.segments, one.rows, one.bytes) == (2, 3, sum(file.stat().st_size for file in segments))
+    assert (two.segments, two.rows, two.bytes, two.damaged, two.what) == (0, 0, 0, 2, "")
+
+
+def test_list__of_nothing_is_empty(tmp_path: Path) -> None:
+    assert list_spaces(tmp_path / "none") == []
+
+
+def test_list__age_is_that_of_the_last_opening_and_the_future_counts_as_now(tmp_path: Path) -> None:
+    append(tmp_path, [1])
+    note = tmp_path / "one" / DESCRIPTION
+    note.touch()
+    now = note.stat().st_mtime
+    os.utime(note, (now - 3 * DAY, now - 3 * DAY))
+    assert 3 <= list_spaces(tmp_path)[0].unused_days < 3.1
+    os.utime(note, (now + 3 * DAY, now + 3 * DAY))
+    assert list_spaces(tmp_path)[0].unused_days == 0
+    opened(tmp_path)
+    assert list_spaces(tmp_path)[0].unused_days < 0.1
+
+
+def test_verify__reads_every_byte_and_sets_damage_aside(tmp_path: Path) -> None:
+    bad, good = append(tmp_path, [1, 2]), append(tmp_path, [3])
+    other = append(tmp_path, [1], "two")
+    other.write_bytes(other.read_bytes()[:-1])
+    check(tmp_path, [1, 2, 3])  # so that this process has seen it intact
+    before = bad.stat()
+    content = bytearray(bad.read_bytes())
+    content[content.index(np.full(DIM, 2, dtype=np.float32).tobytes())] ^= 1
+    bad.write_bytes(content)
+    os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk that rots tells nobody
+
+    found = verify(tmp_path)
+
+    assert found.damaged == (str(bad), str(other))
+    assert (found.segments, found.rows, found.bytes) == (1, 1, good.stat().st_size)
+    assert bad.with_suffix(".damaged").exists()
+    assert other.with_suffix(".damaged").exists()
+    assert opened(tmp_path).missing([digest(n) for n in (1, 2, 3)]) == [digest(1), digest(2)]
+    assert verify(tmp_path, "one").damaged == ()
+
+
+def test_maintain__unknown_fingerprint_is_named(tmp_path: Path) -> None:
+    for act in (
+        lambda: verify(tmp_path, "none"),
+        lambda: compact(tmp_path, "none"),
+        lambda: export(tmp_path, "none", tmp_path / "a.parquet"),
+        lambda: prune(tmp_path, fingerprints=["none"]),
+    ):
+        with pytest.raises(CacheError, match=f"^{tmp_path}: holds nothing of the fingerprint none$"):
+            act()
+
+
+def test_compact__small_segments_become_one_sorted_by_key(tmp_path: Path) -> None:
+    for start in range(0, 30, 3):
+        append(tmp_path, range(start, start + 3))
+    done = compact(tmp_path, "one")
+    assert (done.before.segments, done.before.rows) == (10, 30)
+    assert (done.after.segments, done.after.rows) == (1, 30)
+    assert done.after.bytes < done.before.bytes
+    (file,) = check(tmp_path, range(30)).segments()
+    keys = pq.ParquetFile(export_keys(tmp_path)).read()["digest_prefix"].to_pylist()
+    assert keys == sorted(digest(n)[:32] for n in range(30))
+    again = compact(tmp_path, "one")
+    assert again.before == again.after == done.after
+    assert file.exists()  # one alone is left as it is
+
+
+def export_keys(root: Path) -> Path:
+    export(root, "one", root / "a.parquet")
+    return root / "a.parquet"
+
+
+def test_compact__sample_in_two_segments_is_there_once(tmp_path: Path) -> None:
+    large = append(tmp_path, range(100))
+    # Another writer, which did not see the first one's segment.
+    one, two = opened(tmp_path / "a"), opened(tmp_path / "a")
+    for cache, first in ((one, 0), (two, 50)):
+        fill(cache, range(first, first + 100))
+    done = compact(tmp_path / "a", "one", target_bytes=4_000)  # neither is small
+    assert (done.before.rows, done.after.rows) == (200, 150)
+    assert compact(tmp_path, "one", target_bytes=1_000).after.segments == 1  # one alone, and large
+    assert large.exists()
+
+
+def test_compact__large_ones_are_left_and_outputs_have_the_size_asked_for(tmp_path: Path) -> None:
+    large = append(tmp_path, range(1_000, 1_400))
+    for start in range(0, 400, 40):
+        append(tmp_path, range(start, start + 40))
+    row = 16 + 4 * DIM
+    done = compact(tmp_path, "one", target_bytes=200 * row)
+    assert large.exists()
+    assert (done.before.segments, done.after.segments) == (1 + 10, 1 + 400 // 200)
+    check(tmp_path, [*range(400), *range(1_000, 1_400)])
+
+
+def test_compact__damage_is_set_aside_and_not_given_a_new_name(tmp_path: Path) -> None:
+    segments = [append(tmp_path, [n]) for n in range(4)]
+    content = bytearray(segments[2].read_bytes())
+    content[content.index(np.full(DIM, 2, dtype=np.float32).tobytes())] ^= 1
+    segments[2].write_bytes(content)
+    done = compact(tmp_path, "one")
+    assert done.after.rows == 3
+    assert opened(tmp_path).missing([digest(n) for n in range(4)]) == [digest(2)]
+
+
+def test_compact__removes_what_killed_writers_left_but_nothing_young(tmp_path: Path) -> None:
+    append(tmp_path, [1])
+    old, young, future = (tmp_path / "one" / f".{name}" for name in ("old", "young", "future"))
+    for file in (old, young, future):
+        file.touch()
+    now = young.stat().st_mtime
+    os.utime(old, (now - 2 * DAY, now - 2 * DAY))
+    os.utime(future, (now + 400 * DAY, now + 400 * DAY))  # a clock that jumped
+    assert compact(tmp_path, "one").leftovers == 1
+    assert (old.exists(), young.exists(), future.exists()) == (False, True, True)
+
+
+def test_compact__beside_a_writer_a_reader_and_another_compactor(tmp_path: Path) -> None:
+    for start in range(0, 60, 3):
+        append(tmp_path, range(start, start + 3))
+    stop, told = os.pipe()
+
+    def write() -> None:
+        cache = opened(tmp_path)
+        for start in range(60, 240, 3):
+            fill(cache, range(start, start + 3))
+
+    def until_told(act: Callable[[], object]) -> None:
+        os.close(told)
+        while not select.select([stop], [], [], 0)[0]:
+            act()
+
+    def read() -> None:
+        cache = check(tmp_path, range(60))
+        until_told(lambda: (check(tmp_path, range(60)), cache.gather([digest(n) for n in range(60)])))
+
+    others = [forked(read), forked(lambda: until_told(lambda: compact(tmp_path, "one", target_bytes=3_000)))]
+    writer = forked(write)
+    compacted = 0
+    while os.waitid(os.P_PID, writer, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        compact(tmp_path, "one")
+        compacted += 1
+    assert ended(writer) == 0
+    os.close(told)
+    os.close(stop)
+    assert [ended(other) for other in others] == [0, 0]
+    assert compacted > 0
+    check(tmp_path, range(240))
+    assert (compact(tmp_path, "one").after.segments, len(opened(tmp_path))) == (1, 240)
+    assert list(tmp_path.rglob("*.damaged")) == []
+
+
+def test_compact__killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for kill in range(12):
+        cache = opened(tmp_path)
+        for start in range(kill * 15, kill * 15 + 15, 3):
+            fill(cache, range(start, start + 3))
+        told, tell = os.pipe()
+
+        def run(tell: int = tell) -> None:
+            os.write(tell, b".")
+            compact(tmp_path, "one", target_bytes=2_000)
+
+        child = forked(run)
+        os.read(told, 1)
+        select.select([], [], [], chance.uniform(0, 0.015))  # a random moment
+        os.kill(child, signal.SIGKILL)
+        ended(child)
+        os.close(tell)
+        os.close(told)
+        check(tmp_path, range(kill * 15 + 15))
+    done = compact(tmp_path, "one")
+    assert (done.after.segments, done.after.rows) == (1, 180)
+
+
+def test_prune__is_a_dry_run_first(tmp_path: Path) -> None:
+    size = append(tmp_path, [1, 2]).stat().st_size
+    append(tmp_path, [3], "two")
+    would = prune(tmp_path, fingerprints=["one"])
+    assert (would.segments, would.rows, would.bytes, would.dry_run) == (1, 2, size, True)
+    assert [space.fingerprint for space in list_spaces(tmp_path)] == ["one", "two"]
+    did = prune(tmp_path, fingerprints=["one"], dry_run=False)
+    assert did.model_copy(update={"dry_run": True, "spaces": would.spaces}) == would
+    assert [folder.name for folder in tmp_path.iterdir()] == ["two"]
+
+
+def test_prune__by_age_and_by_reference_all_conditions_apply(tmp_path: Path) -> None:
+    for name, days in (("new", 1), ("old", 40), ("served", 40)):
+        append(tmp_path, [1], name)
+        note = tmp_path / name / DESCRIPTION
+        note.touch()
+        os.utime(note, (note.stat().st_mtime - days * DAY,) * 2)
+
+    def chosen(**conditions: object) -> list[str]:
+        return [space.fingerprint for space in prune(tmp_path, **conditions).spaces]  # type: ignore[arg-type]
+
+    assert chosen(unused_days=30) == ["old", "served"]
+    assert chosen(referenced={"served"}) == ["new", "old"]
+    assert chosen(unused_days=30, referenced={"served"}) == ["old"]
+    assert chosen(fingerprints=["new"], unused_days=30) == []
+    with pytest.raises(CacheError, match="say what to remove"):
+        prune(tmp_path)
+
+
+def test_prune__a_reader_goes_on_and_a_killed_removal_is_finished_by_the_next(tmp_path: Path) -> None:
+    append(tmp_path, [1])
+    append(tmp_path, [1], "two")
+    reader = opened(tmp_path)
+    (tmp_path / ".pruned-before").mkdir()
+    assert [space.fingerprint for space in list_spaces(tmp_path)] == ["one", "two"]
+    prune(tmp_path, fingerprints=["one"], dry_run=False)
+    assert reader.gather([digest(1)])[0, 0] == 1
+    assert [folder.name for folder in tmp_path.iterdir()] == ["two"]
+
+
+def test_export__each_sample_once_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.embedding.maintain._GROUP_BYTES", 10 * (16 + 4 * DIM))
+    first, second = opened(tmp_path), opened(tmp_path)  # neither sees the other's
+    for cache, numbers in ((first, range(20)), (second, range(10, 40))):
+        fill(cache, numbers)
+    to = tmp_path / "out" / "a.parquet"
+    to.parent.mkdir()
+    done = export(tmp_path, "one", to)
+    assert (done.file, done.segments, done.rows, done.bytes) == (str(to), 2, 40, to.stat().st_size)
+    file = pq.ParquetFile(to)
+    assert file.num_row_groups == 4
+    table = file.read()
+    got = dict(zip(table["digest_prefix"].to_pylist(), table["vector"].to_pylist(), strict=True))
+    assert got == {digest(n)[:32]: [n] * DIM for n in range(40)}
+    assert list(to.parent.iterdir()) == [to]
+
+
+def test_export__that_fails_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    append(tmp_path, [1])
+    with pytest.raises(CacheError, match=r"a\.parquet: can't be written \(No such file or directory\)"):
+        export(tmp_path, "one", tmp_path / "none" / "a.parquet")
+    opened(tmp_path, "empty")
+    with pytest.raises(CacheError, match="empty: holds no embeddings"):
+        export(tmp_path, "empty", tmp_path / "a.parquet")
+    assert not (tmp_path / "a.parquet").exists()
