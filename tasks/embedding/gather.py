@@ -25,8 +25,12 @@ def gather(embeddings: Embeddings, digests: Sequence[str]) -> NDArray[np.float32
     Raises:
         CacheError: some are not in the cache.
     """
-    caches = open_caches(embeddings.blocks, Path(embeddings.root))
-    return np.concatenate([cache.gather(digests) for cache in caches.values()], axis=1)
+    vectors = np.empty((len(digests), embeddings.dim), dtype=np.float32)
+    start = 0
+    for cache in open_caches(embeddings.blocks, Path(embeddings.root)).values():
+        cache.gather(digests, out=vectors[:, start : start + cache.dim])
+        start += cache.dim
+    return vectors
 
 
 def parts(embeddings: Embeddings) -> tuple[int, ...]:
