@@ -3,11 +3,12 @@ PYTHON ?= python3
 DATA   ?=
 PARAMS ?=
 NAME   ?=
+CASES  ?=
 
 VENV   := .venv
 READY  := $(VENV)/.ready
 
-.PHONY: env adapt repro test check lint lock up down clean
+.PHONY: env adapt repro test check lint bench lock up down clean
 
 env: $(READY)
 
@@ -34,6 +35,10 @@ lint: env
 	$(VENV)/bin/mypy
 
 check: lint test
+
+# All figures into .regraft/bench.json and docs/benchmarks.md: 20 minutes on an idle machine, 12 GB of disk.
+bench: env
+	$(VENV)/bin/python -m tests.bench $(CASES)
 
 up: env
 	$(VENV)/bin/regraft up

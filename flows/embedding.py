@@ -30,9 +30,9 @@ def embed(
         samples = {future.task_run_id: shard.samples for future, shard in zip(futures, shards, strict=True)}
         done, total = 0, sum(samples.values())
         progress.report("embed", done, total)
-        for future in as_completed(list(futures)):
-            with explained(future.task_run_id):
+        with explained():
+            for future in as_completed(list(futures)):
                 future.result()
-            done += samples[future.task_run_id]
-            progress.report("embed", done, total)
+                done += samples[future.task_run_id]
+                progress.report("embed", done, total)
     return collect_embeddings.with_options(name=name)(manifest, embedder, splits, shards)

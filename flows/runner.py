@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter
+from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -70,9 +71,9 @@ def require_reachable(address: str) -> None:
 
 
 @contextmanager
-def explained(shard: UUID) -> Iterator[None]:
-    """Turns what a cluster raises when it gives a shard up into one line, and ends its task run, which
-    to Prefect would run for ever.
+def explained() -> Iterator[None]:
+    """Turns what a cluster raises when it gives a shard up into one line. Where one shard fails, the
+    task runs of the others end too: nobody waits for them, and to Prefect they would run for ever.
 
     Raises:
         StackError: instead of the errors of Ray and Dask.
@@ -80,13 +81,21 @@ def explained(shard: UUID) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _end_task_runs()
         kind = type(error)
         if kind.__module__.partition(".")[0] not in ("ray", "distributed"):
             raise
-        reason = (
-            f"the cluster gave a shard up, its worker died again and again or can't run it ({kind.__name__});"
+        raise StackError(
+            f"the cluster gave a shard up: its worker died again and again, or can't run it ({kind.__name__});"
             " look at the memory and the logs of the workers. What was embedded is kept: run again"
-        )
-        with get_client(sync_client=True) as client:
-            client.set_task_run_state(shard, Crashed(message=reason), force=True)
-        raise StackError(reason) from None
+        ) from None
+
+
+def _end_task_runs() -> None:
+    unfinished = TaskRunFilter.model_validate(
+        {"flow_run_id": {"any_": [flow_run.id]}, "state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    )
+    with get_client(sync_client=True) as client:
+        for run in client.read_task_runs(task_run_filter=unfinished):
+            lost = Crashed(message="Its worker died, or another shard failed.")
+            client.set_task_run_state(run.id, lost, force=True)

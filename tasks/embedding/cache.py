@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from tasks.embedding.index import KeyIndex, Places
@@ -25,10 +26,12 @@ from tasks.embedding.segment import (
     SUFFIX,
     THREADS,
     DamagedError,
+    Identity,
     Keys,
     Segment,
     Vectors,
     damaged,
+    identity,
     in_threads,
     publish,
     set_aside,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "block.json"
 _LISTINGS = 10  # of a folder that others write to all the time
-_COPY_ROWS = 256  # copied at once by a thread of `gather`
+_COPY_BYTES = 256 << 10  # by a thread of `gather` at once: they stay in its cache
 
 
 def pack(digests: Sequence[str]) -> NDArray[np.bytes_]:
@@ -105,12 +108,11 @@ class EmbeddingCache:
         """Takes in what was written since, by this process or another, here or in the tier."""
         listed, gone = self._listed(), True
         while gone:
-            gone = False
-            for name in sorted(listed - set(self._segments)):
-                try:
-                    self._open(self.folder / name)
-                except FileNotFoundError:  # compacted in the meantime: into one that is listed now
-                    gone = True
+            files = [self.folder / name for name in sorted(listed - set(self._segments))]
+            found = in_threads(_read, files)
+            for file, one in zip(files, found, strict=True):
+                self._take(file, one)
+            gone = any(one is None for one in found)  # compacted: into one that is listed now
             listed = self._listed() if gone else listed
         for name in set(self._segments) - listed:
             self._drop(name)
@@ -136,15 +138,18 @@ class EmbeddingCache:
         """
         self._fetch(pairs(pack(digests)))
 
-    def gather(self, digests: Sequence[str]) -> Vectors:
+    def gather(self, digests: Sequence[str], out: Vectors | None = None) -> Vectors:
         """The vectors of `digests`, [N, D].
+
+        Args:
+            out: [N, D], may be columns of a larger matrix; the vectors are written there.
 
         Raises:
             CacheError: some are not in the cache.
         """
-        return self.gather_keys(pairs(pack(digests)))
+        return self.gather_keys(pairs(pack(digests)), out)
 
-    def gather_keys(self, keys: Keys) -> Vectors:
+    def gather_keys(self, keys: Keys, out: Vectors | None = None) -> Vectors:
         """`gather` for keys [N, 2]."""
         places = self.find(keys)
         if (places < 0).any():  # they may have been written, or moved, since this was opened
@@ -158,7 +163,10 @@ class EmbeddingCache:
                 f"{self.folder}: {len(lacking):,} of {len(keys):,} samples are not in the cache"
                 f" (first: {keys[lacking[0]].tobytes().hex()}); {remedy}"
             )
-        return self._copy(places)
+        if out is None:
+            out = np.empty((len(keys), self.dim), dtype=np.float32)
+        self._copy(places, out)
+        return out
 
     def append(self, digests: Sequence[str], vectors: Vectors) -> None:
         """Writes a segment; when this returns it survives a crash, and the tier has it.
@@ -185,16 +193,15 @@ class EmbeddingCache:
                 f"{self.folder}: can't write {len(digests):,} embeddings ({error.strerror or error});"
                 " what was written before is kept: make room or give the right to write, then run again"
             ) from None
-        try:
-            self._open(file)
-        except FileNotFoundError:  # compacted already
+        found = _read(file)
+        self._take(file, found)
+        if isinstance(found, tuple):
+            raise CacheError(f"{file}: can't be read back as it was written; check the disk")
+        if found is None:  # it was compacted already
             self.refresh()
             self.push()
-            return
-        if file.name not in self._segments:
-            raise CacheError(f"{file}: can't be read back as it was written; check the disk")
-        if self._shared is not None:
-            self._upload([*self._unsent, self._segments[file.name]])
+        elif self._shared is not None:
+            self._upload([*self._unsent, found])
 
     def push(self) -> None:
         """Uploads the segments that hold samples which the tier lacks.
@@ -211,8 +218,7 @@ class EmbeddingCache:
             # To read the map of a file that was cut would kill the process.
             for one in [one for one in self._segments.values() if one.changed()]:
                 self._drop(one.file.name)
-                with suppress(FileNotFoundError):
-                    self._open(one.file)
+                self._open(one.file)
             index, segments = self._indexed()
             places = index.find(keys)
             asked = [(segments[part], rows) for part, _, rows in index.split(places[places >= 0])]
@@ -220,28 +226,23 @@ class EmbeddingCache:
             if not bad:
                 return places
             for one in bad:
-                self._set_aside(one.file, one, "its vectors have changed")
+                self._set_aside(one.file, one.identity, "its vectors have changed")
 
-    def _copy(self, places: Places) -> Vectors:
-        """The vectors at places that `find` gave, [N, D]."""
+    def _copy(self, places: Places, vectors: Vectors) -> None:
+        """Writes the vectors at places that `find` gave into `vectors`, [N, D]."""
+        if not len(places):
+            return
         index, segments = self._indexed()
-        vectors = np.empty((len(places), self.dim), dtype=np.float32)
-        jobs = [
-            (segments[part].vectors, which[start : start + _COPY_ROWS], rows[start : start + _COPY_ROWS])
-            for part, which, rows in index.split(places)
-            for start in range(0, len(rows), _COPY_ROWS)
-        ]
+        memory, starts = _side_by_side([one.vectors for one in segments])
+        parts, rows = index.where(places)
+        at = starts[parts] + rows * self.dim
+        block = max(1, _COPY_BYTES // (4 * self.dim))
 
         def copy(first: int) -> None:
-            for source, which, rows in jobs[first::THREADS]:
-                begin, end = int(which[0]), int(which[-1]) + 1
-                if end - begin == len(which):  # side by side: no copy in between
-                    np.take(source, rows, axis=0, out=vectors[begin:end], mode="clip")
-                else:
-                    vectors[which] = source[rows]
+            for begin in range(first * block, len(at), THREADS * block):
+                vectors[begin : begin + block] = memory[at[begin : begin + block]]
 
-        in_threads(copy, range(min(THREADS, len(jobs))))
-        return vectors
+        in_threads(copy, range(min(THREADS, -(-len(at) // block))))
 
     def _fetch(self, keys: Keys) -> None:
         if self._shared is None:
@@ -255,7 +256,7 @@ class EmbeddingCache:
     def _upload(self, segments: Sequence[Segment]) -> None:
         assert self._shared is not None
         for one in damaged([(one, None) for one in segments]):
-            self._set_aside(one.file, one, "its vectors have changed")
+            self._set_aside(one.file, one.identity, "its vectors have changed")
         self._unsent = [one for one in segments if self._segments.get(one.file.name) is one]
         try:
             self._shared.upload(self._unsent)
@@ -278,20 +279,19 @@ class EmbeddingCache:
         return listed
 
     def _open(self, file: Path) -> None:
-        try:
-            one = Segment(file)
-        except DamagedError as error:
-            self._set_aside(file, None, str(error))
-            return
-        except PermissionError as error:
-            raise CacheError(f"{file}: can't be read ({error.strerror})") from None
-        if one.header.dim != self.dim:
-            raise CacheError(f"{file}: holds vectors of {one.header.dim}, not {self.dim} dimensions")
-        self._segments[file.name] = one
-        self._index = None
+        self._take(file, _read(file))
 
-    def _set_aside(self, file: Path, one: Segment | None, reason: str) -> None:
-        set_aside(file, one.identity if one else None, reason)
+    def _take(self, file: Path, one: Segment | tuple[Identity, str] | None) -> None:
+        if isinstance(one, tuple):
+            self._set_aside(file, *one)
+        elif one is not None and one.header.dim != self.dim:
+            raise CacheError(f"{file}: holds vectors of {one.header.dim}, not {self.dim} dimensions")
+        elif one is not None:
+            self._segments[file.name] = one
+            self._index = None
+
+    def _set_aside(self, file: Path, seen: Identity, reason: str) -> None:
+        set_aside(file, seen, reason)
         self._drop(file.name)
         self._lost += 1
 
@@ -312,6 +312,33 @@ class EmbeddingCache:
             segments = [self._segments[name] for name in sorted(self._segments)]
             self._index = KeyIndex([one.keys for one in segments]), segments
         return self._index
+
+
+def _side_by_side(arrays: Sequence[Vectors]) -> tuple[Vectors, NDArray[np.int64]]:
+    """Arrays [rows, D] anywhere in memory as one, which has a row at every fourth byte from the first
+    of them to the last, and where each of them begins in it. Rows of many segments are then copied by
+    one call; those between the segments must never be looked at.
+    """
+    addresses = np.array([array.ctypes.data for array in arrays])
+    first, size = int(addresses.argmin()), arrays[0][:1].nbytes
+    end = max(array.ctypes.data + array.nbytes for array in arrays)
+    shape = ((end - size - int(addresses[first])) // 4 + 1, arrays[0].shape[1])
+    memory = as_strided(arrays[first], shape, strides=(4, 4), writeable=False)
+    return memory, (addresses - addresses[first]) // 4
+
+
+def _read(file: Path) -> Segment | tuple[Identity, str] | None:
+    """A segment; or what was damaged, and how; or None where it has gone."""
+    try:
+        seen = identity(file)
+        try:
+            return Segment(file)
+        except DamagedError as error:
+            return seen, str(error)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise CacheError(f"{file}: can't be read ({error.strerror})") from None
 
 
 def write_durably(file: Path, content: bytes | memoryview) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.embedding.segment import SUFFIX, DamagedError, Segment, damaged, set_aside
+from tasks.embedding.segment import SUFFIX, DamagedError, Segment, damaged, identity, set_aside
 from tasks.errors import CacheError
 
 
@@ -43,12 +43,14 @@ def opened(folder: Path) -> list[Segment]:
 def opened_file(file: Path) -> list[Segment]:
     """One segment; none where it has gone, or was damaged and is set aside."""
     try:
-        return [Segment(file)]
+        seen = identity(file)
+        try:
+            return [Segment(file)]
+        except DamagedError as error:
+            set_aside(file, seen, str(error))
     except FileNotFoundError:  # compacted in the meantime
-        return []
-    except DamagedError as error:
-        set_aside(file, None, str(error))
-        return []
+        pass
+    return []
 
 
 def intact(segments: Sequence[Segment]) -> list[Segment]:

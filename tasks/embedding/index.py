@@ -62,9 +62,14 @@ class KeyIndex:
             keys[which] = self._parts[part][rows]
         return keys
 
+    def where(self, places: Places) -> tuple[Places, Places]:
+        """The number of the part that has each of `places`, and the row in it."""
+        parts = np.searchsorted(self._starts, places, side="right") - 1
+        return parts, places - self._starts[parts]
+
     def split(self, places: Places) -> Iterator[tuple[int, Places, Places]]:
         """For each part that has some of `places`: its number, which of them, and their rows in it."""
-        parts = np.searchsorted(self._starts, places, side="right") - 1
+        parts, rows = self.where(places)
         if len(self._parts) <= 1 << 16:
             parts = parts.astype(np.uint16)  # sorted by radix
         order = np.argsort(parts, kind="stable")
@@ -73,7 +78,7 @@ class KeyIndex:
         for begin, end in pairwise(edges):
             if begin < end:
                 part, which = int(of_part[begin]), order[begin:end]
-                yield part, which, places[which] - self._starts[part]
+                yield part, which, rows[which]
 
     def repeated(self) -> Places:
         """The places of the keys that several segments hold."""

@@ -20,7 +20,7 @@ from tasks.embedding.cache import DESCRIPTION
 from tasks.embedding.compact import Compacted, compact, pieces, vectors_at
 from tasks.embedding.folder import Counts, age_s, counts, folder_of, folders, intact, opened, total
 from tasks.embedding.index import KeyIndex
-from tasks.embedding.segment import SUFFIX, DamagedError, publish, read_header, sorted_once
+from tasks.embedding.segment import SUFFIX, publish, read_header, sorted_once
 from tasks.embedding.tier import Tier
 from tasks.errors import CacheError
 
@@ -189,7 +189,7 @@ def _space_here(folder: Path) -> Space:
     for file in files:
         try:
             good.append(Counts(segments=1, rows=read_header(file).rows, bytes=file.stat().st_size))
-        except DamagedError:
+        except CacheError:
             bad += 1
         except FileNotFoundError:  # compacted in the meantime
             continue

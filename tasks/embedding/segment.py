@@ -176,7 +176,7 @@ def in_threads(act: Callable[[A], B], items: Sequence[A]) -> list[B]:
         return list(pool.map(act, items))
 
 
-def set_aside(file: Path, seen: Identity | None, reason: str) -> Path | None:
+def set_aside(file: Path, seen: Identity, reason: str) -> Path | None:
     """Renames a damaged segment to `.damaged` and says so; None where it could not be renamed.
 
     Args:
@@ -190,7 +190,7 @@ def set_aside(file: Path, seen: Identity | None, reason: str) -> Path | None:
             log.warning("%s: damaged segment (%s), not used; could not be set aside: %s", file, reason, error)
         return None
     with suppress(FileNotFoundError):
-        if seen is not None and identity(aside)[1] != seen[1]:
+        if identity(aside)[1] != seen[1]:  # inodes
             aside.rename(file)
             return None
     log.warning("%s: damaged segment (%s), set aside as .damaged; its samples are missing", file, reason)

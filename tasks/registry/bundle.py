@@ -5,6 +5,7 @@ import importlib.metadata
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -15,9 +16,10 @@ _CODE = "tasks.registry.model"
 _ROOT = Path(__file__).resolve().parents[2]
 # What the code imports at most; MLflow installs the rest.
 _REQUIREMENTS = (
-    *("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "scipy"),
-    *("timm", "torch", "torchvision"),
+    *("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pydantic-settings", "pyyaml"),
+    *("safetensors", "scipy", "timm", "torch", "torchvision"),
 )
+_NOT_SERVED = {"tasks.embedding.openvino"}  # a served model computes with torch
 
 # AnyType: one column has to take bytes, base64 text and paths, and MLflow's `binary` would decode
 # every string in a request as base64, paths and typing errors included.
@@ -64,7 +66,7 @@ def served_modules() -> set[str]:
     waiting = [_CODE]
     while waiting:
         module = waiting.pop()
-        if module in found or _source(module) is None:
+        if module in found or module in _NOT_SERVED or _source(module) is None:
             continue
         found.add(module)
         waiting += [module.rpartition(".")[0], *_imports(module)]
@@ -85,12 +87,24 @@ def _imports(module: str) -> list[str]:
     source = _source(module)
     assert source is not None
     names: list[str] = []
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+    for node in _executed(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == "tasks"]
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 def _source(module: str) -> Path | None:

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import log_loss
 
 from tasks.head.fit import split_data
-from tasks.records import Embeddings, Manifest
+from tasks.records import Block, Embeddings, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,9 @@ def manifest(state: Path, result: dict[str, Any]) -> Manifest:
 
 
 def embeddings(state: Path) -> Embeddings:
-    (cache,) = (state / "embeddings").iterdir()
-    return Embeddings(
-        digest="", root=str(state / "embeddings"), fingerprint=cache.name, dim=1280, computed=0, cached=2000
-    )
+    (described,) = (state / "embeddings").glob("*/block.json")
+    block = Block.model_validate(json.loads(described.read_text())["block"])
+    return Embeddings(digest="", root=str(state / "embeddings"), blocks=(block,), computed=0, cached=2000)
 
 
 def test_builtin__first_version_is_the_champion(result: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ def environment(state: Path, ports: Sequence[int]) -> dict[str, str]:
     foreign = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return foreign | {
         "REGRAFT_STATE": str(state),
+        "REGRAFT_FORWARD": "torch",  # tests/flows/test_builtin.py has it measured
         "REGRAFT_PREFECT_PORT": str(ports[0]),
         "REGRAFT_MLFLOW_PORT": str(ports[1]),
         "AWS_SECRET_ACCESS_KEY": SECRET,

@@ -35,9 +35,9 @@ def adapt_run(root: Path) -> AdaptRun:
     (root / "audit" / "audit.json").write_text("{}")
     pd.DataFrame({"path": ["a.png"]}).to_parquet(root / "manifest" / "manifest.parquet")
     (root / "evaluation" / "confusion.png").write_bytes(b"plot")
-    backbone = resolve(EmbeddingParams(image_size=64), root / "backbones")
-    weight = np.random.default_rng(0).normal(size=(2, backbone.dim))
-    LinearHead(CLASSES, np.zeros(backbone.dim), np.ones(backbone.dim), weight, np.zeros(2), 20.0).save(
+    embedder = resolve(EmbeddingParams(image_size=64), root / "backbones")
+    weight = np.random.default_rng(0).normal(size=(2, embedder.dim))
+    LinearHead(CLASSES, np.zeros(embedder.dim), np.ones(embedder.dim), weight, np.zeros(2), 20.0).save(
         root / "head"
     )
     return AdaptRun(
@@ -72,7 +72,7 @@ def adapt_run(root: Path) -> AdaptRun:
             left_out=(),
             quarantined=0,
         ),
-        backbone=backbone,
+        embedder=embedder,
         head=Head(
             digest="he",
             folder=str(root / "head"),

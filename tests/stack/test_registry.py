@@ -168,7 +168,7 @@ def test_record__again_and_without_the_server_changes_nothing(
 def test_champion__is_brought_here_and_mended(first: Registration, run: AdaptRun, settings: Settings) -> None:
     here = champion("wear", settings)
     assert here is not None
-    assert (here.version, here.backbone.digest) == ("1", run.backbone.digest)
+    assert (here.version, here.embedder.digest) == ("1", run.embedder.digest)
     (Path(here.folder) / "head.json").write_text("{}")
     again = champion("wear", settings)
     assert again == here

@@ -87,6 +87,17 @@ def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message
         ("embedding", "backbone", "timm:../../etc"),
         ("embedding", "image_size", 15),
         ("embedding", "image_size", 2049),
+        ("embedding", "layers", "[]"),
+        ("embedding", "pooling", "[]"),
+        ("embedding", "pooling", "[median]"),
+        ("embedding", "views", "[]"),
+        ("embedding", "views", "[rotate]"),
+        ("embedding", "views", "[crop]"),
+        ("embedding", "views", "[crop-1000]"),
+        ("embedding", "views", "[crop--1]"),
+        ("embedding", "precision", "float16"),
+        ("embedding", "others", "[{views: []}]"),
+        ("embedding", "others", "[{others: []}]"),
         ("head", "folds", 1),
         ("head", "folds", 2.5),
         ("head", "max_iterations", 9),
@@ -102,7 +113,7 @@ def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message
 def test_load__out_of_bounds_is_refused_by_name(
     tmp_path: Path, section: str, field: str, value: object
 ) -> None:
-    with pytest.raises(ParamsError, match=rf"params\.yaml: {section}\.{field}: "):
+    with pytest.raises(ParamsError, match=rf"params\.yaml: {section}\.{field}[.\w]*: "):
         load_params(written(tmp_path, f"{section}: {{{field}: {value}}}"))
 
 
@@ -113,11 +124,36 @@ def test_load__out_of_bounds_is_refused_by_name(
         ("head: {strengths: [0.0, 0.1]}", "strengths must be positive and distinct"),
         ("data: {test_fraction: 0.6, validation_fraction: 0.4}", "or nothing is left to train on"),
         ("gate: {floors: [{metric: ece, limit: .nan}]}", r"gate\.floors\.0\.limit: .*finite"),
+        ("embedding: {layers: [network, blocks.4, network]}", "layers must be distinct"),
+        ("embedding: {layers: [blocks.4], pooling: [max, max]}", "pooling must be distinct"),
+        ("embedding: {views: [hflip, hflip]}", "views must be distinct"),
+        ("embedding: {pooling: [max]}", "pooling has no effect on the layer network.*name modules in layers"),
+        ("embedding: {pooling: [mean, std]}", "pooling has no effect on the layer network"),
+        (
+            "embedding: {others: [{backbone: timm:resnet18, pooling: [max]}]}",
+            r"embedding\.others\.0: .*pooling has no effect on the layer network",
+        ),
     ],
 )
 def test_load__senseless_combination_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ParamsError, match=message):
         load_params(written(tmp_path, text))
+
+
+def test_load__layers_views_and_backbones_are_read(tmp_path: Path) -> None:
+    text = """
+        embedding:
+          layers: [network, blocks.4]
+          pooling: [std, mean]
+          views: [identity, crop-12]
+          others: [{backbone: timm:resnet18, layers: [layer3], pooling: [max]}]
+    """
+    read = load_params(written(tmp_path, text)).embedding
+    assert (read.layers, read.pooling) == (("network", "blocks.4"), ("std", "mean"))
+    assert read.views == ("identity", "crop-12")
+    (other,) = read.others
+    assert (other.backbone, other.layers, other.pooling) == ("timm:resnet18", ("layer3",), ("max",))
+    assert (other.weights, other.views, other.precision) == ("auto", ("identity",), "float32")
 
 
 def test_load__all_problems_are_told_at_once_in_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,20 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.params import HeadParams
-from tasks.records import DatasetVersion, Difference, Evaluation, Head, Interval, Rejected, digest_of
+from tasks.records import (
+    Backbone,
+    Block,
+    DatasetVersion,
+    Difference,
+    Embedder,
+    Embeddings,
+    Evaluation,
+    Head,
+    Interval,
+    Preprocess,
+    Rejected,
+    digest_of,
+)
 
 
 def evaluation(folder: Path, value: float) -> Evaluation:
@@ -112,3 +125,47 @@ def test_dataset__identity_is_content_layout_and_what_was_rejected() -> None:
         version.model_copy(update={"rejected": (Rejected(path="a", reason="broken link"),)}),
     ]
     assert len({version.identity, *(other.identity for other in others)}) == 4
+
+
+def embedder() -> Embedder:
+    """Two backbones, the first with two blocks."""
+    how = Preprocess(resize=40, size=32, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+    of_two = (
+        Block(digest="a", layer="network", pooling=(), view="identity", parts=(5,)),
+        Block(digest="b", layer="blocks.1", pooling=("mean", "std"), view="hflip", parts=(3, 3)),
+    )
+    of_one = (Block(digest="c", layer="network", pooling=(), view="identity", parts=(7,)),)
+    backbones = [
+        Backbone(
+            digest=name,
+            name=f"timm:{name}",
+            weights=f"/{name}",
+            weights_digest=name,
+            library="timm 1",
+            preprocess=how,
+            precision="float32",
+            blocks=blocks,
+        )
+        for name, blocks in (("x", of_two), ("y", of_one))
+    ]
+    return Embedder(digest="e", backbones=tuple(backbones))
+
+
+def test_embedder__is_the_blocks_of_all_backbones_in_order() -> None:
+    made = embedder()
+    assert [block.digest for block in made.blocks] == ["a", "b", "c"]
+    assert [block.dim for block in made.blocks] == [5, 6, 7]
+    assert made.dim == 18
+    assert Embeddings(digest="", root="/r", blocks=made.blocks, computed=0, cached=0).dim == 18
+
+
+def test_embedder__comes_back_from_json() -> None:
+    assert Embedder.model_validate_json(embedder().model_dump_json()) == embedder()
+
+
+@pytest.mark.parametrize("pooling", ["median", "network"])
+def test_block__unknown_pooling_is_refused(pooling: str) -> None:
+    with pytest.raises(ValidationError, match="pooling"):
+        Block.model_validate(
+            {"digest": "", "layer": "a", "pooling": [pooling], "view": "identity", "parts": [1]}
+        )

@@ -17,6 +17,8 @@ def test_settings__defaults_are_local() -> None:
     assert settings.root == Path.cwd() / ".regraft"
     assert settings.prefect_url == "http://127.0.0.1:4200"
     assert settings.mlflow_url == "http://127.0.0.1:5000"
+    assert settings.cache_url is None
+    assert (settings.forward, settings.runner, settings.shards) == ("auto", "threads", 1)
 
 
 def test_settings__come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,6 +51,31 @@ def test_settings__root_stays_when_the_working_directory_changes(
 def test_settings__port_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGRAFT_PREFECT_PORT", "many")
     with pytest.raises(ValidationError, match="prefect_port"):
+        Settings()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b"])
+def test_settings__cache_url_names_a_bucket(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE_URL", url)
+    assert Settings().cache_url == url
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache_url", "s3:///prefix"),
+        ("cache_url", "https://bucket"),
+        ("cache_url", ""),
+        ("forward", "onnx"),
+        ("runner", "spark"),
+        ("shards", "0"),
+    ],
+)
+def test_settings__value_that_is_none_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"REGRAFT_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=name):
         Settings()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import conformal_clip_data
 import pytest
@@ -46,7 +47,8 @@ def weights_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             torch.manual_seed(seed)
             if library == "timm":
                 fixed = timm.get_pretrained_cfg(name).fixed_input_size  # type: ignore[union-attr]
-                network = timm.create_model(name, **({"img_size": size} if fixed else {}))
+                sized: dict[str, Any] = {"img_size": size} if fixed else {}
+                network = timm.create_model(name, **sized)
             else:
                 network = torchvision.models.get_model(name, weights=None)
             save_file(seeded(network, seed).state_dict(), file)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks.embedding import backbone as backbones
 from tasks.errors import BackboneError
 from tasks.params import EmbeddingParams
-from tasks.records import Backbone
+from tasks.records import Backbone, Block, Embedder
 
 SMALL = "timm:test_efficientnet"
 
@@ -26,26 +26,69 @@ def resnet(name: str, folder: Path) -> tuple[Path, dict[str, Tensor]]:
     return file, tensors
 
 
-def params(name: str, weights: Path | str = "auto", size: int | None = None) -> EmbeddingParams:
-    return EmbeddingParams(backbone=name, weights=str(weights), image_size=size)
+def params(
+    name: str, weights: Path | str = "auto", size: int | None = None, **more: object
+) -> EmbeddingParams:
+    values = {"backbone": name, "weights": str(weights), "image_size": size, **more}
+    return EmbeddingParams.model_validate(values)
+
+
+def only(embedder: Embedder) -> Backbone:
+    (backbone,) = embedder.backbones
+    return backbone
+
+
+@pytest.fixture
+def backbone(small: Embedder) -> Backbone:
+    return only(small)
+
+
+@pytest.fixture
+def block(small: Embedder) -> Block:
+    (block,) = small.blocks
+    return block
 
 
 # identity
 
 
-def test_resolve__identity_changes_with_weights_and_size(
-    small: Backbone, small_weights: Callable[[int], Path], tmp_path: Path
+def test_resolve__identity_changes_with(resolved: Callable[..., Embedder]) -> None:
+    embedders = [
+        resolved(),
+        resolved(seed=1),
+        resolved(size=48),
+        resolved(layers=["blocks.3"]),
+        resolved(layers=["blocks.2"]),
+        resolved(layers=["blocks.3"], pooling=["max"]),
+        resolved(layers=["blocks.3"], pooling=["max", "mean"]),
+        resolved(layers=["blocks.3"], pooling=["mean", "max"]),
+        resolved(views=["hflip"]),
+        resolved(views=["crop-0"]),
+        resolved(views=["crop-1"]),
+        resolved(precision="bfloat16"),
+    ]
+    fingerprints = [block.digest for embedder in embedders for block in embedder.blocks]
+    assert len(set(fingerprints)) == len(embedders)
+    assert len({embedder.digest for embedder in embedders}) == len(embedders)
+
+
+def test_resolve__block_keeps_its_fingerprint_whatever_it_is_taken_with(
+    resolved: Callable[..., Embedder],
 ) -> None:
-    other_weights = backbones.resolve(params(SMALL, small_weights(1), 32), tmp_path)
-    other_size = backbones.resolve(params(SMALL, small_weights(0), 48), tmp_path)
-    assert len({small.digest, other_weights.digest, other_size.digest}) == 3
+    alone = [resolved(layers=[layer], views=[view]).blocks[0] for layer, view in [
+        ("network", "identity"), ("blocks.3", "identity"), ("network", "hflip"), ("blocks.3", "hflip")
+    ]]  # fmt: skip
+    together = resolved(layers=["network", "blocks.3"], views=["identity", "hflip"])
+    assert together.blocks == tuple(alone)
+    swapped = resolved(layers=["blocks.3", "network"], views=["identity", "hflip"])
+    assert swapped.digest != together.digest  # other embeddings of the same blocks
 
 
 def test_resolve__identity_is_the_same_wherever_the_weights_lie(
-    small: Backbone, small_weights: Callable[[int], Path], tmp_path: Path
+    small: Embedder, weights_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    again = backbones.resolve(params(SMALL, small_weights(0), 32), tmp_path / "elsewhere")
-    assert again.weights != small.weights
+    again = backbones.resolve(params(SMALL, weights_of(SMALL), 64), tmp_path / "elsewhere")
+    assert only(again).weights != only(small).weights
     assert again.digest == small.digest
 
 
@@ -55,13 +98,13 @@ def test_resolve__identity_is_the_same_wherever_the_weights_lie(
         {"name": "timm:test_efficientnet_ln"},
         {"weights_digest": "0" * 64},
         {"library": "timm 99"},
-        {"dim": 7},
+        {"precision": "bfloat16"},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_fingerprint__changes_with(small: Backbone, change: dict[str, object]) -> None:
-    assert backbones.fingerprint(small) == small.digest
-    assert backbones.fingerprint(small.model_copy(update=change)) != small.digest
+def test_fingerprint__changes_with(backbone: Backbone, block: Block, change: dict[str, object]) -> None:
+    assert backbones.fingerprint(backbone, block) == block.digest
+    assert backbones.fingerprint(backbone.model_copy(update=change), block) != block.digest
 
 
 @pytest.mark.parametrize(
@@ -75,22 +118,82 @@ def test_fingerprint__changes_with(small: Backbone, change: dict[str, object]) -
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_fingerprint__changes_with_preprocessing(small: Backbone, change: dict[str, object]) -> None:
-    preprocess = small.preprocess.model_copy(update=change)
-    assert preprocess != small.preprocess
-    assert backbones.fingerprint(small.model_copy(update={"preprocess": preprocess})) != small.digest
-
-
-def test_fingerprint__changes_with_the_version_of_the_code(
-    small: Backbone, monkeypatch: pytest.MonkeyPatch
+def test_fingerprint__changes_with_preprocessing(
+    backbone: Backbone, block: Block, change: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(backbones, "EMBEDDING_VERSION", 1_000)
-    assert backbones.fingerprint(small) != small.digest
+    preprocess = backbone.preprocess.model_copy(update=change)
+    assert preprocess != backbone.preprocess
+    changed = backbone.model_copy(update={"preprocess": preprocess})
+    assert backbones.fingerprint(changed, block) != block.digest
 
 
-def test_resolve__lite0_is_as_it_was_trained(lite0: Backbone) -> None:
+@pytest.mark.parametrize("what", ["EMBEDDING_VERSION", "DECODER"])
+def test_fingerprint__changes_with_the_version_of_the_code(
+    backbone: Backbone, block: Block, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(backbones, what, "1000")
+    assert backbones.fingerprint(backbone, block) != block.digest
+
+
+# blocks
+
+
+def test_resolve__blocks_are_layers_within_views(resolved: Callable[..., Embedder]) -> None:
+    embedder = resolved(
+        layers=["blocks.3", "network"], pooling=["mean", "max", "std"], views=["identity", "hflip"]
+    )
+    assert [(b.layer, b.pooling, b.view, b.parts) for b in embedder.blocks] == [
+        ("blocks.3", ("mean", "max", "std"), "identity", (48, 48, 48)),
+        ("network", (), "identity", (256,)),
+        ("blocks.3", ("mean", "max", "std"), "hflip", (48, 48, 48)),
+        ("network", (), "hflip", (256,)),
+    ]
+    assert embedder.dim == 2 * (3 * 48 + 256)
+
+
+def test_resolve__further_backbones_follow(
+    resolved: Callable[..., Embedder], weights_of: Callable[..., Path]
+) -> None:
+    vit = {"backbone": "timm:test_vit", "weights": str(weights_of("timm:test_vit")), "image_size": 64}
+    embedder = resolved(others=[{**vit, "layers": ["blocks.2"], "pooling": ["cls", "mean"]}])
+    assert [backbone.name for backbone in embedder.backbones] == [SMALL, "timm:test_vit"]
+    assert [block.parts for block in embedder.blocks] == [(256,), (64, 64)]
+    assert embedder.blocks[0] == resolved().blocks[0]
+
+
+def test_resolve__backbone_that_is_named_twice_is_refused(
+    resolved: Callable[..., Embedder], weights_of: Callable[..., Path]
+) -> None:
+    again = {"backbone": SMALL, "weights": str(weights_of(SMALL)), "image_size": 64}
+    message = r"embedding\.others: names a backbone with the same layers and views twice"
+    with pytest.raises(BackboneError, match=message):
+        resolved(others=[again])
+    with pytest.raises(BackboneError, match=message):  # one of its blocks alone
+        resolved(others=[{**again, "layers": ["blocks.3", "network"]}])
+    flipped = {**again, "views": ["hflip"]}
+    with pytest.raises(BackboneError, match=message):
+        resolved(others=[flipped, flipped])
+    assert len(resolved(others=[flipped]).blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "pooling", "message"),
+    [
+        (["blocks.9"], ["mean"], r"has no layer blocks\.9; it has blocks, bn1, "),
+        (["classifier"], ["mean"], r"layer classifier gives \[1, 256\] for 1 images, which has no places"),
+        (["blocks.3"], ["cls"], r"layer blocks\.3 has no class token; use mean, max or std"),
+    ],
+)
+def test_resolve__layer_that_cannot_be_taken_is_an_error(
+    resolved: Callable[..., Embedder], layers: list[str], pooling: list[str], message: str
+) -> None:
+    with pytest.raises(BackboneError, match=f"{SMALL}: {message}"):
+        resolved(layers=layers, pooling=pooling)
+
+
+def test_resolve__lite0_is_as_it_was_trained(lite0: Embedder) -> None:
     assert lite0.dim == 1280
-    assert lite0.preprocess.model_dump() == {
+    assert only(lite0).preprocess.model_dump() == {
         "resize": 256,  # 224 / 0.875
         "size": 224,
         "interpolation": "bicubic",
@@ -100,22 +203,19 @@ def test_resolve__lite0_is_as_it_was_trained(lite0: Backbone) -> None:
 
 
 def test_resolve__another_size_keeps_the_share_of_the_image(
-    small_weights: Callable[[int], Path], tmp_path: Path
+    weights_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = timm.get_pretrained_cfg("test_efficientnet")
     assert config is not None
     side = config.input_size[-1]
     resized = int(side / config.crop_pct)
-    found = backbones.resolve(params(SMALL, small_weights(0), 2 * side), tmp_path).preprocess
+    found = only(backbones.resolve(params(SMALL, weights_of(SMALL), 2 * side), tmp_path)).preprocess
     assert (found.size, found.resize) == (2 * side, 2 * resized)
 
 
-def test_resolve__vision_transformer_takes_another_size(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    file = tmp_path / "vit.safetensors"
-    save_file(timm.create_model("test_vit", num_classes=0, img_size=64).state_dict(), file)
-    found = backbones.resolve(params("timm:test_vit", file, 64), tmp_path)
-    assert backbones.load(found)(torch.zeros(1, 3, 64, 64)).shape == (1, found.dim)
+def test_resolve__vision_transformer_takes_another_size(resolved: Callable[..., Embedder]) -> None:
+    found = resolved("timm:test_vit", 96)
+    assert backbones.load(only(found))(torch.zeros(1, 3, 96, 96)).shape == (1, found.dim)
 
 
 # local weights
@@ -130,7 +230,7 @@ def test_resolve__torchvision_network_without_its_classifier(tmp_path: Path) -> 
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     with torch.inference_mode():
-        vector = backbones.load(found)(image)
+        vector = backbones.load(only(found))(image)
         expected = reference(image)
 
     assert found.dim == 512
@@ -177,11 +277,11 @@ def test_resolve__weights_of_another_architecture_are_refused(
 
 
 def test_load__other_weights_than_resolved_are_refused(
-    small_weights: Callable[[int], Path], tmp_path: Path
+    weights_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    found = backbones.resolve(params(SMALL, small_weights(0), 32), tmp_path)
+    found = only(backbones.resolve(params(SMALL, weights_of(SMALL), 64), tmp_path))
     file = Path(found.weights)
-    file.write_bytes(small_weights(1).read_bytes())
+    file.write_bytes(weights_of(SMALL, 1).read_bytes())
     with pytest.raises(BackboneError, match=r"is missing or not the weights"):
         backbones.load(found)
     file.unlink()
@@ -189,8 +289,8 @@ def test_load__other_weights_than_resolved_are_refused(
         backbones.load(found)
 
 
-def test_load__network_is_frozen(small: Backbone) -> None:
-    network = backbones.load(small)
+def test_load__network_is_frozen(backbone: Backbone) -> None:
+    network = backbones.load(backbone)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
@@ -264,7 +364,7 @@ def test_resolve__torchvision_weights_are_fetched_once(
     first = backbones.resolve(params("torchvision:resnet18", size=64), tmp_path)
     second = backbones.resolve(params("torchvision:resnet18@IMAGENET1K_V1", size=64), tmp_path)
 
-    assert first.weights_digest == second.weights_digest
+    assert only(first).weights_digest == only(second).weights_digest
     ((address, prefix),) = asked
     assert address.endswith(f"resnet18-{prefix}.pth")
 

@@ -5,7 +5,6 @@ import resource
 import select
 import signal
 import subprocess
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tasks.embedding import cache as cache_module
 from tasks.embedding.cache import DESCRIPTION, EmbeddingCache, pack, write_durably
 from tasks.errors import CacheError
+from tests.unit.tasks.embedding.numbered import DIM, digest, ended, forked
 
-DIM = 3
 A, B, C, D = (hashlib.sha256(name.encode()).hexdigest() for name in "abcd")
-
-
-def digest(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def rows(*firsts: float) -> NDArray[np.float32]:
@@ -32,25 +28,6 @@ def rows(*firsts: float) -> NDArray[np.float32]:
 
 def opened(root: Path) -> EmbeddingCache:
     return EmbeddingCache(root, "fingerprint", DIM)
-
-
-def forked(act: Callable[[], object]) -> int:
-    """Runs `act` in a child, which costs no imports; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        act()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
-
-
-def ended(child: int) -> int:
-    """The exit status of a child, negative where a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def filled(root: Path, digests: Sequence[str] = (A, B), *firsts: float) -> Path:
@@ -84,6 +61,16 @@ def test_cache__key_that_ends_in_zero_bytes_is_found(tmp_path: Path) -> None:
     cache = opened(tmp_path)
     cache.append([zeros, other], rows(1, 2))
     np.testing.assert_array_equal(opened(tmp_path).gather([other, zeros]), rows(2, 1))
+
+
+def test_cache__gathers_into_columns_of_a_larger_matrix(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    cache.append([A, B], rows(1, 2))
+    cache.append([C], rows(3))
+    matrix = np.zeros((3, 2 * DIM), dtype=np.float32)
+    cache.gather([C, A, B], out=matrix[:, DIM:])
+    np.testing.assert_array_equal(matrix, np.hstack([np.zeros((3, DIM)), rows(3, 1, 2)]))
+    np.testing.assert_array_equal(cache.gather([A, B], out=matrix[:2, :DIM]), rows(1, 2))
 
 
 def test_cache__empty_has_nothing(tmp_path: Path) -> None:
@@ -216,15 +203,15 @@ def test_cache__segment_that_vanishes_between_listing_and_opening_is_listed_agai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = filled(tmp_path, (A,), 1)
-    open_segment = EmbeddingCache._open
+    read = cache_module._read
 
-    def compact_first(cache: EmbeddingCache, file: Path) -> None:
+    def compact_first(file: Path) -> object:
         if file == old and old.exists():
             old.rename(tmp_path / "moved")
             filled(tmp_path, (A, B), 1, 2)
-        open_segment(cache, file)
+        return read(file)
 
-    monkeypatch.setattr(EmbeddingCache, "_open", compact_first)
+    monkeypatch.setattr(cache_module, "_read", compact_first)
     assert opened(tmp_path).missing([A, B]) == []
 
 

@@ -153,10 +153,10 @@ def timm_swin() -> nn.Module:
 
 
 def torchvision_swin() -> nn.Module:
-    network = TorchvisionSwin(
+    network: nn.Module = TorchvisionSwin(
         patch_size=[4, 4], embed_dim=12, depths=[2, 2], num_heads=[2, 2], window_size=[4, 4]
     )
-    network.head = nn.Identity()  # type: ignore[assignment]
+    network.head = nn.Identity()
     return network
 
 

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_routes__give_what_the_plain_way_gives(
     (backbone,) = resolved(name, layers=layers, pooling=pooling).backbones
     library, architecture = name.split(":")
     if library == "timm":
-        sized = {"img_size": 64} if "vit" in name else {}
+        sized: dict[str, Any] = {"img_size": 64} if "vit" in name else {}
         network: nn.Module = timm.create_model(architecture, num_classes=0, **sized)
         network.load_state_dict(load_file(weights_of(name)), strict=False)  # without a classifier
     else:
@@ -285,7 +286,7 @@ def test_forward_for__route_that_gives_other_vectors_is_refused(
     asked = measure(monkeypatch, {"torch": 1.0, "openvino": 2.0})
     assert kind(forward_for(backbone, tmp_path, settings("auto", tmp_path))) == "torch"
     assert asked == []
-    assert "timm:test_efficientnet: OpenVINO is off by 1 - cos = 1." in caplog.text
+    assert "timm:test_efficientnet: OpenVinoForward is off by 1 - cos = 1." in caplog.text
     with pytest.raises(BackboneError, match="timm:test_efficientnet gives other vectors there; set auto"):
         forward_for(backbone, tmp_path, settings("openvino", tmp_path))
 

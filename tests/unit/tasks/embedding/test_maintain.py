@@ -1,71 +1,18 @@
-import hashlib
 import json
 import os
-import random
-import select
-import signal
-import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.embedding.cache import DESCRIPTION, EmbeddingCache
+from tasks.embedding.cache import DESCRIPTION
 from tasks.embedding.compact import compact
 from tasks.embedding.maintain import export, list_spaces, prune, verify
 from tasks.errors import CacheError
+from tests.unit.tasks.embedding.numbered import DIM, append, check, digest, fill, opened
 
-DIM = 3
 DAY = 86_400
-
-
-def digest(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()
-
-
-def opened(root: Path, fingerprint: str = "one") -> EmbeddingCache:
-    return EmbeddingCache(root, fingerprint, DIM)
-
-
-def fill(cache: EmbeddingCache, numbers: Sequence[int]) -> None:
-    """Writes a segment in which a sample's vector is its number."""
-    cache.append([digest(n) for n in numbers], np.array([[n] * DIM for n in numbers], dtype=np.float32))
-
-
-def append(root: Path, numbers: Sequence[int], fingerprint: str = "one") -> Path:
-    """The segment that was written."""
-    cache = opened(root, fingerprint)
-    before = set(cache.segments())
-    fill(cache, numbers)
-    (segment,) = set(cache.segments()) - before
-    return segment
-
-
-def check(root: Path, numbers: Sequence[int]) -> EmbeddingCache:
-    cache = opened(root)
-    digests = [digest(n) for n in numbers]
-    assert cache.missing(digests) == []
-    np.testing.assert_array_equal(cache.gather(digests)[:, 0], numbers)
-    return cache
-
-
-def forked(act: Callable[[], object]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        act()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_list__each_fingerprint_with_counts_and_what_it_is(tmp_path: Path) -> None:
@@ -130,130 +77,6 @@ def test_maintain__unknown_fingerprint_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(CacheError, match=f"^{tmp_path}: holds nothing of the fingerprint none$"):
             act()
-
-
-def test_compact__small_segments_become_one_sorted_by_key(tmp_path: Path) -> None:
-    for start in range(0, 30, 3):
-        append(tmp_path, range(start, start + 3))
-    done = compact(tmp_path, "one")
-    assert (done.before.segments, done.before.rows) == (10, 30)
-    assert (done.after.segments, done.after.rows) == (1, 30)
-    assert done.after.bytes < done.before.bytes
-    (file,) = check(tmp_path, range(30)).segments()
-    keys = pq.ParquetFile(export_keys(tmp_path)).read()["digest_prefix"].to_pylist()
-    assert keys == sorted(digest(n)[:32] for n in range(30))
-    again = compact(tmp_path, "one")
-    assert again.before == again.after == done.after
-    assert file.exists()  # one alone is left as it is
-
-
-def export_keys(root: Path) -> Path:
-    export(root, "one", root / "a.parquet")
-    return root / "a.parquet"
-
-
-def test_compact__sample_in_two_segments_is_there_once(tmp_path: Path) -> None:
-    large = append(tmp_path, range(100))
-    # Another writer, which did not see the first one's segment.
-    one, two = opened(tmp_path / "a"), opened(tmp_path / "a")
-    for cache, first in ((one, 0), (two, 50)):
-        fill(cache, range(first, first + 100))
-    done = compact(tmp_path / "a", "one", target_bytes=4_000)  # neither is small
-    assert (done.before.rows, done.after.rows) == (200, 150)
-    assert compact(tmp_path, "one", target_bytes=1_000).after.segments == 1  # one alone, and large
-    assert large.exists()
-
-
-def test_compact__large_ones_are_left_and_outputs_have_the_size_asked_for(tmp_path: Path) -> None:
-    large = append(tmp_path, range(1_000, 1_400))
-    for start in range(0, 400, 40):
-        append(tmp_path, range(start, start + 40))
-    row = 16 + 4 * DIM
-    done = compact(tmp_path, "one", target_bytes=200 * row)
-    assert large.exists()
-    assert (done.before.segments, done.after.segments) == (1 + 10, 1 + 400 // 200)
-    check(tmp_path, [*range(400), *range(1_000, 1_400)])
-
-
-def test_compact__damage_is_set_aside_and_not_given_a_new_name(tmp_path: Path) -> None:
-    segments = [append(tmp_path, [n]) for n in range(4)]
-    content = bytearray(segments[2].read_bytes())
-    content[content.index(np.full(DIM, 2, dtype=np.float32).tobytes())] ^= 1
-    segments[2].write_bytes(content)
-    done = compact(tmp_path, "one")
-    assert done.after.rows == 3
-    assert opened(tmp_path).missing([digest(n) for n in range(4)]) == [digest(2)]
-
-
-def test_compact__removes_what_killed_writers_left_but_nothing_young(tmp_path: Path) -> None:
-    append(tmp_path, [1])
-    old, young, future = (tmp_path / "one" / f".{name}" for name in ("old", "young", "future"))
-    for file in (old, young, future):
-        file.touch()
-    now = young.stat().st_mtime
-    os.utime(old, (now - 2 * DAY, now - 2 * DAY))
-    os.utime(future, (now + 400 * DAY, now + 400 * DAY))  # a clock that jumped
-    assert compact(tmp_path, "one").leftovers == 1
-    assert (old.exists(), young.exists(), future.exists()) == (False, True, True)
-
-
-def test_compact__beside_a_writer_a_reader_and_another_compactor(tmp_path: Path) -> None:
-    for start in range(0, 60, 3):
-        append(tmp_path, range(start, start + 3))
-    stop, told = os.pipe()
-
-    def write() -> None:
-        cache = opened(tmp_path)
-        for start in range(60, 240, 3):
-            fill(cache, range(start, start + 3))
-
-    def until_told(act: Callable[[], object]) -> None:
-        os.close(told)
-        while not select.select([stop], [], [], 0)[0]:
-            act()
-
-    def read() -> None:
-        cache = check(tmp_path, range(60))
-        until_told(lambda: (check(tmp_path, range(60)), cache.gather([digest(n) for n in range(60)])))
-
-    others = [forked(read), forked(lambda: until_told(lambda: compact(tmp_path, "one", target_bytes=3_000)))]
-    writer = forked(write)
-    compacted = 0
-    while os.waitid(os.P_PID, writer, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        compact(tmp_path, "one")
-        compacted += 1
-    assert ended(writer) == 0
-    os.close(told)
-    os.close(stop)
-    assert [ended(other) for other in others] == [0, 0]
-    assert compacted > 0
-    check(tmp_path, range(240))
-    assert (compact(tmp_path, "one").after.segments, len(opened(tmp_path))) == (1, 240)
-    assert list(tmp_path.rglob("*.damaged")) == []
-
-
-def test_compact__killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    chance = random.Random(0)
-    for kill in range(12):
-        cache = opened(tmp_path)
-        for start in range(kill * 15, kill * 15 + 15, 3):
-            fill(cache, range(start, start + 3))
-        told, tell = os.pipe()
-
-        def run(tell: int = tell) -> None:
-            os.write(tell, b".")
-            compact(tmp_path, "one", target_bytes=2_000)
-
-        child = forked(run)
-        os.read(told, 1)
-        select.select([], [], [], chance.uniform(0, 0.015))  # a random moment
-        os.kill(child, signal.SIGKILL)
-        ended(child)
-        os.close(tell)
-        os.close(told)
-        check(tmp_path, range(kill * 15 + 15))
-    done = compact(tmp_path, "one")
-    assert (done.after.segments, done.after.rows) == (1, 180)
 
 
 def test_prune__is_a_dry_run_first(tmp_path: Path) -> None:

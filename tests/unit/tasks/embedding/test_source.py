@@ -1,4 +1,5 @@
 import hashlib
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,11 +7,12 @@ import pytest
 
 from tasks.embedding import source
 from tasks.errors import BackboneError
-from tasks.params import EmbeddingParams
+from tasks.params import BackboneParams, EmbeddingParams
+from tests.unit.tasks.embedding.conftest import SMALL
 
 
-def test_source_identity__names_weights_size_and_backbone(small_weights: Callable[[int], Path]) -> None:
-    one, other = str(small_weights(1)), str(small_weights(2))
+def test_source_identity__names_weights_size_and_backbone(weights_of: Callable[..., Path]) -> None:
+    one, other = str(weights_of(SMALL, 1)), str(weights_of(SMALL, 2))
     identities = [
         source.source_identity(EmbeddingParams(backbone=backbone, weights=weights, image_size=size))
         for backbone, weights, size in [
@@ -24,18 +26,40 @@ def test_source_identity__names_weights_size_and_backbone(small_weights: Callabl
     assert len(set(identities)) == 5
 
 
-def test_source_identity__changes_with_the_files_content(small_weights: Callable[[int], Path]) -> None:
-    file = small_weights(3)
-    params = EmbeddingParams(weights=str(file))
+@pytest.mark.parametrize("further", [False, True])
+def test_source_identity__changes_with_the_files_content(
+    weights_of: Callable[..., Path], tmp_path: Path, further: bool
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(weights_of(SMALL).read_bytes())
+    params = (
+        EmbeddingParams(others=(BackboneParams(weights=str(file)),))
+        if further
+        else EmbeddingParams(weights=str(file))
+    )
     before = source.source_identity(params)
     file.write_bytes(file.read_bytes() + b"\0")
     assert source.source_identity(params) != before
 
 
-def test_source_identity__changes_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = source.source_identity(EmbeddingParams())
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
-    assert source.source_identity(EmbeddingParams()) != before
+@pytest.mark.parametrize("name", ["timm", "torchvision", "torch", "pillow"])
+def test_source_identity__changes_with_the_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    params = EmbeddingParams(others=(BackboneParams(backbone="torchvision:resnet18"),))
+    before, version = source.source_identity(params), importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda of: "99" if of == name else version(of))
+    assert source.source_identity(params) != before
+
+
+def test_source_identity__changes_with_what_is_taken() -> None:
+    params = [
+        EmbeddingParams(),
+        EmbeddingParams(layers=("blocks.4",)),
+        EmbeddingParams(layers=("blocks.4",), pooling=("max",)),
+        EmbeddingParams(views=("hflip",)),
+        EmbeddingParams(precision="bfloat16"),
+        EmbeddingParams(others=(BackboneParams(views=("hflip",)),)),
+    ]
+    assert len({source.source_identity(one) for one in params}) == len(params)
 
 
 def test_source_identity__changes_with_the_version_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
 from tasks.embedding.cache import EmbeddingCache
 from tasks.errors import CacheError, DataError
@@ -14,12 +16,12 @@ from tasks.head import fit
 from tasks.head.linear import LinearHead
 from tasks.head.solver import Basis
 from tasks.params import HeadParams
-from tasks.records import SPLITS, Embeddings, Manifest, Split, digest_of
+from tasks.records import SPLITS, Block, Embeddings, Manifest, Split, digest_of
 
 DIM = 6
 Vectors = NDArray[np.float32]
 Data = Mapping[Split, tuple[Vectors, Sequence[str]]]  # split -> embeddings [N, D], labels
-Make = Callable[[Data], tuple[Manifest, Embeddings]]
+Make = Callable[..., tuple[Manifest, Embeddings]]
 
 PARAMS = HeadParams(strengths=(0.01, 0.1, 1.0), folds=3)
 
@@ -38,16 +40,22 @@ def data(train: int = 90) -> dict[Split, tuple[Vectors, Sequence[str]]]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A manifest with its embeddings in a cache."""
+    """A manifest with its embeddings in caches: a block for each of `parts`, each with parts of its own."""
 
-    def written(splits: Data) -> tuple[Manifest, Embeddings]:
+    def written(splits: Data, parts: Sequence[Sequence[int]] = ((DIM,),)) -> tuple[Manifest, Embeddings]:
         root = tmp_path / f"input-{len(list(tmp_path.iterdir()))}"
         root.mkdir()
-        cache = EmbeddingCache(root, "fingerprint", DIM)
+        blocks = tuple(
+            Block(digest=f"block-{number}", layer="network", pooling=(), view="identity", parts=tuple(some))
+            for number, some in enumerate(parts)
+        )
+        ends = np.cumsum([block.dim for block in blocks])
         rows = []
         for split, (vectors, labels) in splits.items():
             digests = [hashlib.sha256(f"{split}{i}".encode()).hexdigest() for i in range(len(labels))]
-            cache.append(digests, vectors)
+            for block, end in zip(blocks, ends, strict=True):
+                cache = EmbeddingCache(root, block.digest, block.dim)
+                cache.append(digests, np.ascontiguousarray(vectors[:, end - block.dim : end]))
             rows += [(digest, label, split) for digest, label in zip(digests, labels, strict=True)]
         rows.sort()
         columns: dict[str, Sequence[str]] = dict(
@@ -66,9 +74,7 @@ def make(tmp_path: Path) -> Make:
             left_out=(),
             quarantined=0,
         )
-        embeddings = Embeddings(
-            digest="0", root=str(root), fingerprint="fingerprint", dim=DIM, computed=0, cached=len(rows)
-        )
+        embeddings = Embeddings(digest="0", root=str(root), blocks=blocks, computed=0, cached=len(rows))
         return manifest, embeddings
 
     return written
@@ -131,6 +137,59 @@ def test_run__standardises_by_the_training_split_alone(make: Make, tmp_path: Pat
     train = splits["train"][0].astype(np.float64)
     np.testing.assert_allclose(head.mean, train.mean(axis=0), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(head.scale, np.sqrt(train.var(axis=0).mean()), rtol=1e-12)
+
+
+def test_run__each_part_has_one_scale(make: Make, tmp_path: Path) -> None:
+    splits = data()
+    out = folder(tmp_path, "a")
+    fit.run(out, *make(splits, [(1, 2), (3,)]), PARAMS)
+    variance = splits["train"][0].astype(np.float64).var(axis=0)
+    means = [variance[:1].mean(), variance[1:3].mean(), variance[3:].mean()]
+    # By the number of parts too, so that several do not count for more than one does.
+    expected = np.sqrt(3 * np.repeat(means, [1, 2, 3]))
+    np.testing.assert_allclose(LinearHead.load(out).scale, expected, rtol=1e-12)
+
+
+def test_run__units_of_a_part_change_nothing(make: Make, tmp_path: Path) -> None:
+    splits = data()
+    units = np.array([1, 1, 1, 1024, 1024, 1024], dtype=np.float32)
+    scaled = {split: (vectors * units, labels) for split, (vectors, labels) in splits.items()}
+    a, b = folder(tmp_path, "a"), folder(tmp_path, "b")
+    one = fit.run(a, *make(splits, [(3, 3)]), PARAMS)
+    other = fit.run(b, *make(scaled, [(3,), (3,)]), PARAMS)
+    assert one.strength == other.strength
+    p, q = (LinearHead.load(out).predict_proba(some["test"][0]) for out, some in ((a, splits), (b, scaled)))
+    np.testing.assert_allclose(p, q, rtol=1e-6)
+
+
+def test_run__part_that_is_constant_says_nothing(make: Make, tmp_path: Path) -> None:
+    splits = data()
+    flat = {
+        split: (np.concatenate([vectors, np.full((len(labels), 2), 7, dtype=np.float32)], axis=1), labels)
+        for split, (vectors, labels) in splits.items()
+    }
+    a, b = folder(tmp_path, "a"), folder(tmp_path, "b")
+    # Twice the strength at half the variance is the same regularisation.
+    fit.run(a, *make(splits), HeadParams(strengths=(0.1,), folds=3))
+    fit.run(b, *make(flat, [(DIM,), (2,)]), HeadParams(strengths=(0.2,), folds=3))
+    p = LinearHead.load(a).predict_proba(splits["test"][0])
+    q = LinearHead.load(b).predict_proba(flat["test"][0])
+    np.testing.assert_allclose(p, q, atol=1e-4)
+
+
+def test_run__one_part_gives_the_head_of_before_there_were_parts(make: Make, tmp_path: Path) -> None:
+    # In closed terms: standardised by one scale, fitted by scikit-learn.
+    splits = data(150)
+    out = folder(tmp_path, "a")
+    record = fit.run(out, *make(splits), HeadParams(strengths=(0.1,), folds=3))
+    train, labels = splits["train"][0].astype(np.float64), splits["train"][1]
+    scale = np.sqrt(train.var(axis=0).mean())
+    reference = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
+    reference.fit((train - train.mean(axis=0)) / scale, labels)
+    logits = reference.decision_function((splits["test"][0] - train.mean(axis=0)) / scale)
+    expected = softmax(logits / record.temperature, axis=1)
+    found = LinearHead.load(out).predict_proba(splits["test"][0])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_run__test_split_changes_nothing(make: Make, tmp_path: Path) -> None:
@@ -199,7 +258,7 @@ def test_cross_validate__has_a_loss_for_each_fold_and_stops_when_it_has_risen_tw
     basis = Basis.of(x.astype(np.float64) - x.mean(axis=0))
     strengths = tuple(float(c) for c in np.logspace(-3, 5, 9))
     groups = [str(row) for row in range(len(x))]
-    losses = fit.cross_validate(x, y, groups, HeadParams(strengths=strengths[::-1], folds=3), basis)
+    losses = fit.cross_validate(x, y, groups, HeadParams(strengths=strengths[::-1], folds=3), basis, [DIM])
     means = [loss.mean() for loss in losses.values()]
     assert {loss.shape for loss in losses.values()} == {(3,)}
     assert tuple(losses) == strengths[: len(losses)]
@@ -214,7 +273,7 @@ def test_split_data__is_in_the_manifests_order(make: Make) -> None:
     x, y = fit.split_data(manifest, embeddings, "validation")
     table = pq.read_table(manifest.file, filters=[("split", "=", "validation")])
     assert [manifest.classes[i] for i in y] == table["label"].to_pylist()
-    cache = EmbeddingCache(Path(embeddings.root), "fingerprint", DIM)
+    cache = EmbeddingCache(Path(embeddings.root), "block-0", DIM)
     np.testing.assert_array_equal(x, cache.gather(table["digest"].to_pylist()))
 
 
@@ -227,7 +286,7 @@ def test_cross_validate__a_group_is_never_in_two_folds() -> None:
     groups = [str(row // 3) for row in range(len(x))]
     basis = Basis.of(x.astype(np.float64) - x.mean(axis=0))
     params = HeadParams(strengths=(100.0,), folds=4)
-    apart = fit.cross_validate(x, y, groups, params, basis)[100.0].mean()
-    mixed = fit.cross_validate(x, y, [str(row) for row in range(len(x))], params, basis)[100.0].mean()
+    apart = fit.cross_validate(x, y, groups, params, basis, [60])[100.0].mean()
+    mixed = fit.cross_validate(x, y, [str(row) for row in range(len(x))], params, basis, [60])[100.0].mean()
     assert mixed < 0.2  # what it was fitted on
     assert apart > np.log(2)  # worse than guessing, as befits noise

@@ -1,7 +1,8 @@
-"""A small backbone with seeded weights and a head for it."""
+"""Small backbones with seeded weights and a head for them."""
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,33 +14,42 @@ from safetensors.torch import save_file
 from tasks.embedding.backbone import resolve
 from tasks.head.linear import LinearHead
 from tasks.params import EmbeddingParams
-from tasks.records import Backbone
+from tasks.records import Embedder
 from tasks.registry import package
 
 CLASSES = ("cat", "dog", "fox")
 
 
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    folder = tmp_path_factory.mktemp("backbone")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    """Two backbones with several layers and views: blocks of 256, 96, 256, 96 and 64 numbers."""
+    folder = tmp_path_factory.mktemp("backbones")
     torch.manual_seed(0)
-    weights = timm.create_model("test_efficientnet", num_classes=0).state_dict()
-    save_file(weights, folder / "weights.safetensors")
-    params = EmbeddingParams(
-        backbone="timm:test_efficientnet", weights=str(folder / "weights.safetensors"), image_size=32
-    )
-    return resolve(params, folder)
+    values: list[dict[str, Any]] = []
+    sizes: list[tuple[str, dict[str, Any]]] = [("test_efficientnet", {}), ("test_vit", {"img_size": 32})]
+    for name, sized in sizes:
+        file = folder / f"{name}.safetensors"
+        save_file(timm.create_model(name, num_classes=0, **sized).state_dict(), file)
+        values.append({"backbone": f"timm:{name}", "weights": str(file), "image_size": 32})
+    params = {
+        **values[0],
+        "layers": ["network", "blocks.3"],
+        "pooling": ["mean", "std"],
+        "views": ["identity", "crop-0"],
+        "others": [{**values[1], "layers": ["blocks.2"], "pooling": ["cls"]}],
+    }
+    return resolve(EmbeddingParams.model_validate(params), folder)
 
 
 @pytest.fixture(scope="session")
-def head_folder(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Path:
+def head_folder(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
     folder = tmp_path_factory.mktemp("head")
     chance = np.random.default_rng(0)
     LinearHead(
         classes=CLASSES,
-        mean=np.zeros(backbone.dim),
-        scale=np.ones(backbone.dim),
-        weight=chance.normal(size=(len(CLASSES), backbone.dim)),
+        mean=np.zeros(embedder.dim),
+        scale=np.ones(embedder.dim),
+        weight=chance.normal(size=(len(CLASSES), embedder.dim)),
         bias=np.zeros(len(CLASSES)),
         temperature=2.0,
     ).save(folder)
@@ -47,8 +57,8 @@ def head_folder(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) ->
 
 
 @pytest.fixture
-def written(tmp_path: Path, backbone: Backbone, head_folder: Path) -> Path:
-    return package.write(tmp_path / "package", backbone, head_folder, max_pixels=10_000)
+def written(tmp_path: Path, embedder: Embedder, head_folder: Path) -> Path:
+    return package.write(tmp_path / "package", embedder, head_folder, max_pixels=10_000)
 
 
 @pytest.fixture(scope="session")

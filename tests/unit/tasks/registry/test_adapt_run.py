@@ -9,3 +9,5 @@ def test_parameters__names_are_dotted_and_lists_are_json() -> None:
     assert flat["embedding.backbone"] == "timm:tf_efficientnet_lite0"
     assert flat["embedding.image_size"] == "null"
     assert flat["data.git_commit"] == "false"
+    assert flat["embedding.layers"] == '["network"]'
+    assert flat["embedding.others"] == "[]"

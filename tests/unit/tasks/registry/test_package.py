@@ -1,17 +1,22 @@
+import hashlib
 import json
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks.embedding.backbone import load
-from tasks.embedding.extract import embed_images
+from tasks.embedding import embed
+from tasks.embedding.gather import gather
 from tasks.errors import RegistryError
 from tasks.head.linear import LinearHead
-from tasks.records import Backbone
+from tasks.records import Embedder, Manifest
 from tasks.registry import package
+from tasks.settings import Settings
 
 
 def _edit(folder: Path, **values: object) -> None:
@@ -19,16 +24,38 @@ def _edit(folder: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def test_package__answers_what_its_parts_answer(
-    written: Path, backbone: Backbone, head_folder: Path, images: list[bytes]
+def _described(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    return values
+
+
+def _edit_backbone(folder: Path, number: int, **values: object) -> None:
+    embedder = _described(folder)["embedder"]
+    embedder["backbones"][number] |= values
+    _edit(folder, embedder=embedder)
+
+
+def test_package__answers_what_the_head_answers_on_the_cached_embeddings(
+    written: Path, embedder: Embedder, head_folder: Path, images: list[bytes], tmp_path: Path
 ) -> None:
-    opened = [Image.open(BytesIO(content)).convert("RGB") for content in images]
-    embeddings = embed_images(load(backbone), opened, backbone)
-    expected = LinearHead.load(head_folder).predict_proba(embeddings)
+    assert [block.dim for block in embedder.blocks] == [256, 96, 256, 96, 64]
+    digests = [hashlib.sha256(content).hexdigest() for content in images]
+    for digest, content in zip(digests, images, strict=True):
+        (tmp_path / f"{digest}.png").write_bytes(content)
+    rows = {"digest": digests, "path": [f"{digest}.png" for digest in digests], "split": ["test"] * 3}
+    pq.write_table(pa.table(rows), tmp_path / "manifest.parquet")
+    manifest = Manifest(
+        digest="m", folder=str(tmp_path), samples=3, classes=(), slices=(), counts={}, conflicts=(),
+        left_out=(), quarantined=0,
+    )  # fmt: skip
+    settings = Settings(state=tmp_path / "state", forward="auto", cache_url=None)
+    cached = embed.run(manifest, tmp_path, embedder, settings, 10_000)
+    expected = LinearHead.load(head_folder).predict_proba(gather(cached, digests))
+    assert expected.max() < 0.999  # so that an agreement says something
 
     probabilities = package.read(written).predict_proba(images)
 
-    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
@@ -42,9 +69,10 @@ def test_package__works_in_another_folder_without_its_sources(
     before = package.read(written)
     moved = written.rename(tmp_path / "elsewhere")
     after = package.read(moved)
-    assert after.backbone.weights == str(moved / "backbone.safetensors")
+    names = ["backbone-0.safetensors", "backbone-1.safetensors"]
+    assert [backbone.weights for backbone in after.embedder.backbones] == [str(moved / n) for n in names]
     assert after.digest == before.digest
-    assert json.loads((moved / "model.json").read_text())["backbone"]["weights"] == "backbone.safetensors"
+    assert [b["weights"] for b in _described(moved)["embedder"]["backbones"]] == names
     assert after.predict_proba(images[:1]).shape == (1, 3)
 
 
@@ -61,7 +89,9 @@ def test_package__too_many_pixels_are_refused(written: Path) -> None:
         package.read(written).predict_proba([file.getvalue()])
 
 
-@pytest.mark.parametrize("name", ["backbone.safetensors", "head.safetensors", "head.json"])
+@pytest.mark.parametrize(
+    "name", ["backbone-0.safetensors", "backbone-1.safetensors", "head.safetensors", "head.json"]
+)
 def test_read__changed_file_is_refused(written: Path, name: str) -> None:
     content = bytearray((written / name).read_bytes())
     content[-3] ^= 1
@@ -76,16 +106,30 @@ def test_read__missing_file_is_refused(written: Path) -> None:
         package.read(written)
 
 
-def test_read__weights_that_the_backbone_does_not_name_are_refused(written: Path) -> None:
-    described = json.loads((written / "model.json").read_text())["backbone"]
-    _edit(written, backbone={**described, "weights_digest": "0" * 64})
-    with pytest.raises(RegistryError, match="is not the file that timm:test_efficientnet was resolved with"):
+@pytest.mark.parametrize(("number", "name"), [(0, "timm:test_efficientnet"), (1, "timm:test_vit")])
+def test_read__weights_that_a_backbone_does_not_name_are_refused(
+    written: Path, number: int, name: str
+) -> None:
+    _edit_backbone(written, number, weights_digest="0" * 64)
+    with pytest.raises(RegistryError, match=f"is not the file that {name} was resolved with"):
         package.read(written)
 
 
-def test_read__other_format_is_refused(written: Path) -> None:
-    _edit(written, format=2)
-    with pytest.raises(RegistryError, match="has format 2, this Regraft reads format 1"):
+@pytest.mark.parametrize("number", [1, 3, None])
+def test_read__other_format_is_refused(written: Path, number: int | None) -> None:
+    _edit(written, format=number)
+    message = (
+        f"has format {number}, this Regraft reads format 2; use the Regraft that wrote it, or adapt anew"
+    )
+    with pytest.raises(RegistryError, match=message):
+        package.read(written)
+
+
+def test_read__file_that_is_not_listed_is_refused(written: Path) -> None:
+    files = _described(written)["files"]
+    del files["backbone-1.safetensors"]
+    _edit(written, files=files)
+    with pytest.raises(RegistryError, match=r"must list exactly backbone-0\.safetensors, backbone-1\."):
         package.read(written)
 
 
@@ -103,12 +147,12 @@ def test_read__classes_that_are_not_the_heads_are_refused(written: Path) -> None
 
 @pytest.mark.parametrize("absolute", [True, False])
 def test_read__path_that_leads_outside_is_refused(written: Path, tmp_path: Path, absolute: bool) -> None:
-    (written / "backbone.safetensors").rename(tmp_path / "outside.safetensors")
+    (written / "backbone-1.safetensors").rename(tmp_path / "outside.safetensors")
     outside = str(tmp_path / "outside.safetensors") if absolute else "../outside.safetensors"
-    described = json.loads((written / "model.json").read_text())
-    files = {**described["files"], outside: described["backbone"]["weights_digest"]}
-    del files["backbone.safetensors"]
-    _edit(written, backbone={**described["backbone"], "weights": outside}, files=files)
+    files = _described(written)["files"]
+    files[outside] = files.pop("backbone-1.safetensors")
+    _edit(written, files=files)
+    _edit_backbone(written, 1, weights=outside)
     with pytest.raises(RegistryError, match="names a file outside the package"):
         package.read(written)
 
@@ -126,11 +170,14 @@ def test_read__folder_without_a_package_is_named(tmp_path: Path) -> None:
 
 
 def test_write__other_weights_than_the_backbones_are_refused(
-    tmp_path: Path, backbone: Backbone, head_folder: Path
+    tmp_path: Path, embedder: Embedder, head_folder: Path
 ) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"other")
-    swapped = backbone.model_copy(update={"weights": str(other)})
-    with pytest.raises(RegistryError, match="is not the file that"):
+    first, second = embedder.backbones
+    swapped = embedder.model_copy(
+        update={"backbones": (first, second.model_copy(update={"weights": str(other)}))}
+    )
+    with pytest.raises(RegistryError, match="is not the file that timm:test_vit was"):
         package.write(tmp_path / "package", swapped, head_folder, max_pixels=1)
     assert not (tmp_path / "package" / "model.json").exists()
