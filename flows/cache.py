@@ -25,9 +25,10 @@ Fingerprints = Annotated[
 def cache_list(state: State = None, as_json: AsJson = False) -> None:
     """List the kinds of embeddings, here and in the shared tier."""
     settings = settings_of(state)
+    from tasks.embedding.embed import tier_of
     from tasks.embedding.maintain import list_spaces
 
-    spaces = list_spaces(_root(settings), _tier(settings))
+    spaces = list_spaces(_root(settings), tier_of(settings))
     if as_json:
         tell(True, {"spaces": [space.model_dump(mode="json") for space in spaces]}, "")
     else:
@@ -36,11 +37,12 @@ def cache_list(state: State = None, as_json: AsJson = False) -> None:
 
 @cache_app.command("verify")
 def cache_verify(fingerprints: Fingerprints = None, state: State = None, as_json: AsJson = False) -> None:
-    """Read every byte; damaged segments are set aside, and their samples embedded again by the next run."""
-    settings = settings_of(state)
+    """Read every byte on this disk; damaged segments are set aside, and their samples embedded again by
+    the next run. Those of the shared tier are verified whenever they are fetched."""
+    root = _root(settings_of(state))
     from tasks.embedding.maintain import verify
 
-    results = {name: verify(_root(settings), name) for name in _known(settings, fingerprints)}
+    results = {name: verify(root, name) for name in _known(root, None, fingerprints)}
     damaged = [file for result in results.values() for file in result.damaged]
     lines = [f"{name[:16]}  {_counts(result)} intact" for name, result in results.items()]
     lines += [f"{file}: damaged, set aside" for file in damaged] or ["nothing is damaged"]
@@ -55,10 +57,11 @@ def cache_verify(fingerprints: Fingerprints = None, state: State = None, as_json
 def cache_compact(fingerprints: Fingerprints = None, state: State = None, as_json: AsJson = False) -> None:
     """Merge small segments into larger ones, beside whoever reads and writes."""
     settings = settings_of(state)
+    from tasks.embedding.embed import tier_of
     from tasks.embedding.maintain import compact
 
-    root, tier = _root(settings), _tier(settings)
-    results = {name: compact(root, name, tier) for name in _known(settings, fingerprints)}
+    root, tier = _root(settings), tier_of(settings)
+    results = {name: compact(root, name, tier) for name in _known(root, tier, fingerprints)}
     lines = [
         f"{name[:16]}  {_many(result.before.segments, 'segment')} before, now {_counts(result.after)}"
         for name, result in results.items()
@@ -71,7 +74,7 @@ def cache_compact(fingerprints: Fingerprints = None, state: State = None, as_jso
 def cache_prune(
     fingerprints: Fingerprints = None,
     older_than: Annotated[
-        float | None, typer.Option(help="Days: what no run has used for longer than that.")
+        float | None, typer.Option(min=0, help="Days: what no run has used for longer than that.")
     ] = None,
     unreferenced: Annotated[
         bool, typer.Option("--unreferenced", help="What no registered version of a model stands on.")
@@ -84,19 +87,21 @@ def cache_prune(
 ) -> None:
     """Say what would be removed, by all conditions together; with --yes, remove it here and in the tier."""
     settings = settings_of(state)
+    from tasks.embedding.embed import tier_of
     from tasks.embedding.maintain import prune
 
+    root, tier = _root(settings), tier_of(settings)
     referenced = None
     if unreferenced:
         from tasks.registry.versions import referenced_blocks
 
         referenced = referenced_blocks(settings)
     pruned = prune(
-        _root(settings),
-        fingerprints=_known(settings, fingerprints) if fingerprints else None,
+        root,
+        fingerprints=_known(root, tier, fingerprints) if fingerprints else None,
         unused_days=older_than,
         referenced=referenced,
-        tier=_tier(settings),
+        tier=tier,
         dry_run=not yes,
     )
     if as_json:
@@ -117,12 +122,14 @@ def cache_export(
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the embeddings of one kind to a Parquet file."""
+    """Write the embeddings of one kind to a Parquet file, those that only the shared tier has included."""
     settings = settings_of(state)
+    from tasks.embedding.embed import tier_of
     from tasks.embedding.maintain import export
 
-    (name,) = _known(settings, [fingerprint])
-    result = export(_root(settings), name, to)
+    root, tier = _root(settings), tier_of(settings)
+    (name,) = _known(root, tier, [fingerprint])
+    result = export(root, name, to, tier)
     tell(as_json, result.model_dump(mode="json"), f"{_counts(result)} are in {result.file}")
 
 
@@ -130,29 +137,22 @@ def _root(settings: Settings) -> Path:
     return settings.root / "embeddings"
 
 
-def _tier(settings: Settings) -> "Tier | None":
-    if settings.cache_url is None:
-        return None
-    from tasks.embedding.tier import Tier
-
-    return Tier(settings.cache_url, settings)
-
-
-def _known(settings: Settings, given: list[str] | None) -> list[str]:
+def _known(root: Path, tier: "Tier | None", given: list[str] | None) -> list[str]:
     """The fingerprints that `given` are the beginnings of; None: all that are here or in the tier."""
-    here = {folder.name for folder in _root(settings).glob("[!.]*") if folder.is_dir()}
-    tier = _tier(settings)
-    known = sorted(here | set(tier.fingerprints() if tier else ()))
+    from tasks.embedding.folder import folders
+
+    known = sorted({folder.name for folder in folders(root)} | set(tier.fingerprints() if tier else ()))
     if given is None:
         return known
-    return [_one(known, beginning) for beginning in given]
+    where = "on this disk or in the tier" if tier else "on this disk"
+    return [_one(known, beginning, where) for beginning in given]
 
 
-def _one(known: list[str], beginning: str) -> str:
+def _one(known: list[str], beginning: str, where: str) -> str:
     found = [name for name in known if name.startswith(beginning)]
     if len(found) != 1:
         what = f"is the beginning of {len(found)} fingerprints" if found else "no such fingerprint"
-        raise CacheError(f"{beginning}: {what}; see `regraft cache list`")
+        raise CacheError(f"{beginning}: {what} {where}; see `regraft cache list`")
     return found[0]
 
 

@@ -12,7 +12,6 @@ from prefect_ray.task_runners import PrefectRayFuture
 
 from flows.runner import require_reachable
 from tasks.errors import StackError
-from tasks.settings import Settings
 
 _STORE_BYTES = 128 << 20  # of Ray's shared memory: only records travel
 
@@ -53,7 +52,7 @@ def _connect(address: str | None) -> dict[str, Any]:
             "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": _STORE_BYTES,
             "include_dashboard": False,
-            "_node_ip_address": Settings().host,
+            "_node_ip_address": "127.0.0.1",
         }
     else:
         require_reachable(address)

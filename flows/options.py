@@ -23,7 +23,7 @@ def settings_of(state: Path | None) -> Settings:
         settings = Settings()
         settings.root.mkdir(parents=True, exist_ok=True)
     except ValidationError as error:
-        raise ParamsError(f"environment, REGRAFT_*: {explain(error)}") from None
+        raise ParamsError(f"environment, REGRAFT_*: {explain(error, values=False)}") from None
     except OSError as error:
         raise StackError(
             f"{settings.root}: can't be the state folder ({error.strerror}); name another with --state"

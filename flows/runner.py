@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -86,8 +87,9 @@ def explained() -> Iterator[None]:
         if kind.__module__.partition(".")[0] not in ("ray", "distributed"):
             raise
         raise StackError(
-            f"the cluster gave a shard up: its worker died again and again, or can't run it ({kind.__name__});"
-            " look at the memory and the logs of the workers. What was embedded is kept: run again"
+            f"the cluster gave a shard up: its worker died again and again, or can't run it"
+            f" ({kind.__name__}); look at the memory and the logs of the workers. What was embedded is kept:"
+            " run again"
         ) from None
 
 
@@ -97,5 +99,5 @@ def _end_task_runs() -> None:
     )
     with get_client(sync_client=True) as client:
         for run in client.read_task_runs(task_run_filter=unfinished):
-            lost = Crashed(message="Its worker died, or another shard failed.")
+            lost: State[Any] = Crashed(message="Its worker died, or another shard failed.")
             client.set_task_run_state(run.id, lost, force=True)

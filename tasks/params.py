@@ -99,10 +99,12 @@ class BackboneParams(Section):
         min_length=1,
         description="How a module's output is reduced over places or tokens; several are concatenated. cls is for tokens only.",
     )
-    views: tuple[Annotated[str, Field(pattern=r"^(identity|hflip|vflip|crop-\d{1,3})$")], ...] = Field(
-        ("identity",),
-        min_length=1,
-        description="Views of each image whose embeddings are concatenated: identity, hflip, vflip, crop-K (the K-th seeded random crop). Each costs a forward pass.",
+    views: tuple[Annotated[str, Field(pattern=r"^(identity|hflip|vflip|crop-(0|[1-9]\d{0,2}))$")], ...] = (
+        Field(
+            ("identity",),
+            min_length=1,
+            description="Views of each image whose embeddings are concatenated: identity, hflip, vflip, crop-K (the K-th seeded random crop). Each costs a forward pass.",
+        )
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -224,12 +226,17 @@ def load_params(file: Path) -> Params:
         raise ParamsError(f"{file}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line for all problems: `head.fold: unknown field; …`."""
+def explain(error: ValidationError, *, values: bool = True) -> str:
+    """One line for all problems: `head.fold: unknown field; …`.
+
+    Args:
+        values: say what was given; not where it may be a secret.
+    """
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "parameters"
         what = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"]
-        given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
+        shown = values and not isinstance(problem["input"], dict)
+        given = f" (given: {problem['input']!r})" if shown else ""
         lines.append(f"{where}: {what}{given}")
     return "; ".join(lines)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 16
 THERE = ("PreconditionFailed", "412")  # what a conditional request is answered
+# What it is answered beside another one for the same object; boto3 does not ask again.
+_CONFLICT = ("ConditionalRequestConflict", "OperationAborted", "409")
 ATTEMPTS = 5  # at a request (by boto3: exponential backoff with jitter), and at an object's body
 _PART_BYTES = 32 << 20  # of one request; a larger object takes several at once
 _PARTS = 4
@@ -111,13 +113,19 @@ def read_body(read: Callable[[], T]) -> T:
         try:
             return read()
         except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-            time.sleep(random.uniform(0, 2**attempt / 4))  # noqa: S311 - jitter
+            _pause(attempt)
     return read()
 
 
 def get(client: "S3Client", bucket: str, key: str) -> bytes:
     """The content of a small object."""
     return read_body(lambda: client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+def get_start(client: "S3Client", bucket: str, key: str, count: int) -> bytes:
+    """The first `count` bytes of an object, or all where it has fewer; an empty one is an InvalidRange."""
+    asked = f"bytes=0-{count - 1}"
+    return read_body(lambda: client.get_object(Bucket=bucket, Key=key, Range=asked)["Body"].read())
 
 
 def download(client: "S3Client", bucket: str, key: str, to: Path, size: int) -> None:
@@ -141,14 +149,20 @@ def download(client: "S3Client", bucket: str, key: str, to: Path, size: int) -> 
 
 def put_new(client: "S3Client", bucket: str, key: str, content: memoryview) -> None:
     """Writes an object unless there is one of that name, in parts at once where it is large."""
-    try:
-        if len(content) > _PART_BYTES:
-            _put_parts(client, bucket, key, content)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            if len(content) > _PART_BYTES:
+                _put_parts(client, bucket, key, content)  # all anew: S3 refuses the parts of before
+            else:
+                client.put_object(Bucket=bucket, Key=key, Body=content.tobytes(), IfNoneMatch="*")
+        except ClientError as failure:
+            if code_of(failure) in THERE:
+                return
+            if code_of(failure) not in _CONFLICT or attempt == ATTEMPTS:
+                raise
         else:
-            client.put_object(Bucket=bucket, Key=key, Body=content.tobytes(), IfNoneMatch="*")
-    except ClientError as failure:
-        if code_of(failure) not in THERE:
-            raise
+            return
+        _pause(attempt)
 
 
 def delete(client: "S3Client", bucket: str, keys: Sequence[str]) -> None:
@@ -158,6 +172,10 @@ def delete(client: "S3Client", bucket: str, keys: Sequence[str]) -> None:
         answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
         for error in answer.get("Errors", []):
             raise ClientError({"Error": {"Code": error.get("Code", "unknown")}}, "DeleteObjects")
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, 2**attempt / 4))  # noqa: S311 - jitter
 
 
 def _write(body: "StreamingBody", file: BinaryIO) -> None:

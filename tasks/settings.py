@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]  # the checkout: params.yaml, dvc.yam
 class Settings(BaseSettings):
     """Read anew at each call, so that a command line option can set the environment first."""
 
-    model_config = SettingsConfigDict(env_prefix="REGRAFT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="REGRAFT_", frozen=True, hide_input_in_errors=True)
 
     state: Path = Field(Path(".regraft"), description="Folder of all state.")
     host: str = Field("127.0.0.1", description="Address that local servers bind to.")
@@ -24,11 +24,13 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(None, description="Endpoint of the S3 server; default: AWS.")
     cache_url: str | None = Field(
         None,
-        pattern=r"^s3://[^/]+(/.*)?$",
+        pattern=r"^s3://[^/@]+(/.*)?$",  # credentials have no place in it
         description="Shared tier of the embedding cache, s3://bucket/prefix; default: this disk alone.",
     )
     forward: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="What runs the backbone on a CPU; auto: whichever measures quicker here."
+        "auto",
+        description="What runs the backbone: torch or openvino on the CPU; auto: the GPUs if there are any,"
+        " else whichever of the two measures quicker.",
     )
     runner: Literal["threads", "ray", "dask"] = Field(
         "threads", description="What the shards of an embedding run on."

@@ -6,6 +6,7 @@ import math
 import re
 import tokenize
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -66,9 +67,28 @@ class Stack:
     def row_bytes(self) -> int:
         return math.prod(self.shape[1:])
 
-    def open(self) -> NDArray[np.uint8]:
-        """The images [N, H, W, C], mapped from the file, read-only."""
-        return np.memmap(self.file, np.uint8, "r", self.offset, self.shape)
+    def read(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        """Some of the images, [len(rows), H, W, C].
+
+        Raises:
+            BadImage: there is no such row, or the file has become shorter.
+            OSError: can't be read.
+        """
+        if max(rows) >= self.rows:
+            raise BadImage(no_row(self.rows))
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        size = self.row_bytes
+        with self.file.open("rb") as stream:
+            at = 0
+            while at < len(rows):
+                end = at + 1
+                while end < len(rows) and rows[end] == rows[end - 1] + 1:  # side by side: one read
+                    end += 1
+                stream.seek(self.offset + rows[at] * size)
+                if stream.readinto(images[at:end].data.cast("B")) < (end - at) * size:
+                    raise BadImage("truncated (became shorter while it was read)")
+                at = end
+        return images
 
     def digests(self, start: int, stop: int) -> bytes:
         """The digests (32 bytes each, see `row_digest`) of the rows from `start` to before `stop`.
@@ -155,26 +175,21 @@ def check_stack(file: Path, max_pixels: int) -> Stack:
     return Stack(file, offset, of_images)
 
 
-def open_stack(file: Path, max_pixels: int = 2**62) -> NDArray[np.uint8]:
-    """The images [N, H, W, C] of a stack, mapped from the file, read-only; see `check_stack`."""
-    return check_stack(file, max_pixels).open()
-
-
-def read_row(file: Path, row: int) -> NDArray[np.uint8]:
-    """One image [H, W, C] of a stack. For many of one stack use `open_stack`.
-
-    Raises:
-        BadImage: see `check_stack`; or the stack has no such row.
-    """
-    images = open_stack(file)
-    if row >= len(images):
-        raise BadImage(no_row(len(images)))
-    return np.array(images[row])
-
-
 def row_digest(row: NDArray[np.uint8]) -> str:
     """Hex SHA-256 over a header with the shape, and the pixels of an image [H, W, C]."""
-    return hashlib.sha256(_header(row.shape) + np.ascontiguousarray(row).tobytes()).hexdigest()
+    return row_digests(row[None])[0]
+
+
+def row_digests(images: NDArray[np.uint8]) -> list[str]:
+    """`row_digest` of each of [N, H, W, C]."""
+    known = hashlib.sha256(_header(images.shape[1:]))
+    content, size = np.ascontiguousarray(images).reshape(-1).data, math.prod(images.shape[1:])
+    digests = []
+    for at in range(0, len(content), size):
+        row = known.copy()
+        row.update(content[at : at + size])
+        digests.append(row.hexdigest())
+    return digests
 
 
 def no_row(rows: int) -> str:

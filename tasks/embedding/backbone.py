@@ -12,13 +12,12 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor, nn
 
-from tasks.data.image import DECODER
 from tasks.embedding.features import Features, Output
-from tasks.embedding.source import EMBEDDING_VERSION, file_digest, local_file, packaged_file
+from tasks.embedding.source import embedder_of, file_digest, local_file, named, packaged_file
 from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
 from tasks.errors import BackboneError
 from tasks.params import NETWORK, BackboneParams, EmbeddingParams
-from tasks.records import Backbone, Block, Embedder, Preprocess, digest_of
+from tasks.records import Backbone, Block, Embedder, Preprocess
 
 
 def resolve(params: EmbeddingParams, store: Path) -> Embedder:
@@ -28,10 +27,10 @@ def resolve(params: EmbeddingParams, store: Path) -> Embedder:
         BackboneError: see `resolve_backbone`; or two of them are the same.
     """
     backbones = tuple(resolve_backbone(one, store) for one in (params, *params.others))
-    blocks = [block.digest for backbone in backbones for block in backbone.blocks]
-    if len(set(blocks)) < len(blocks):
+    embedder = embedder_of(backbones)
+    if len({block.digest for block in embedder.blocks}) < len(embedder.blocks):
         raise BackboneError("embedding.others: names a backbone with the same layers and views twice")
-    return Embedder(digest=digest_of(blocks), backbones=backbones)
+    return embedder
 
 
 def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
@@ -60,10 +59,7 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
         precision=params.precision,
         blocks=(),
     )
-    blocks = _blocks(backbone, network.eval(), params)
-    return backbone.model_copy(
-        update={"digest": digest_of([block.digest for block in blocks]), "blocks": blocks}
-    )
+    return named(backbone.model_copy(update={"blocks": _blocks(backbone, network.eval(), params)}))
 
 
 def load(backbone: Backbone) -> nn.Module:
@@ -98,22 +94,11 @@ def _blocks(backbone: Backbone, network: nn.Module, params: BackboneParams) -> t
     for view in params.views:
         for output, vector in zip(outputs, vectors, strict=True):
             count = max(1, len(output.pooling))
-            block = Block(
-                digest="",
-                layer=output.layer,
-                pooling=output.pooling,
-                view=view,
-                parts=(vector.shape[1] // count,) * count,
+            parts = (vector.shape[1] // count,) * count
+            blocks.append(
+                Block(digest="", layer=output.layer, pooling=output.pooling, view=view, parts=parts)
             )
-            blocks.append(block.model_copy(update={"digest": fingerprint(backbone, block)}))
     return tuple(blocks)
-
-
-def fingerprint(backbone: Backbone, block: Block) -> str:
-    """Digest of everything that changes the vectors; where the weights lie does not."""
-    decoder = (DECODER, f"pillow {importlib.metadata.version('pillow')}")  # decodes and resizes
-    described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
-    return digest_of(EMBEDDING_VERSION, decoder, described, block.layer, block.pooling, block.view)
 
 
 def _of_network(tensors: dict[str, Tensor], network: nn.Module, backbone: str) -> dict[str, Tensor]:

@@ -189,6 +189,8 @@ class EmbeddingCache:
         try:
             file = write_segment(self.folder, pairs(pack(digests)), vectors)
         except OSError as error:
+            if not self.folder.is_dir():
+                raise self._removed() from None
             raise CacheError(
                 f"{self.folder}: can't write {len(digests):,} embeddings ({error.strerror or error});"
                 " what was written before is kept: make room or give the right to write, then run again"
@@ -272,11 +274,17 @@ class EmbeddingCache:
         and the new, so it is taken until two are the same."""
         before: set[str] | None = None
         for _ in range(_LISTINGS):
-            listed = {file.name for file in self.folder.iterdir() if file.suffix == SUFFIX}
+            try:
+                listed = {file.name for file in self.folder.iterdir() if file.suffix == SUFFIX}
+            except FileNotFoundError:
+                raise self._removed() from None
             if listed == before:
                 break
             before = listed
         return listed
+
+    def _removed(self) -> CacheError:
+        return CacheError(f"{self.folder}: was removed (pruned?) while it was in use; run again")
 
     def _open(self, file: Path) -> None:
         self._take(file, _read(file))

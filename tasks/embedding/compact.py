@@ -8,18 +8,20 @@ ever had or will have, by the process that removes it. So the latest such file t
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from tasks.embedding.folder import Counts, Result, age_s, counts, folder_of, intact, opened, opened_file
 from tasks.embedding.index import KeyIndex, Places
-from tasks.embedding.segment import KEY_BYTES, Keys, Segment, Vectors, sorted_once, write
+from tasks.embedding.segment import KEY_BYTES, SUFFIX, Keys, Segment, Vectors, sorted_once, write
 from tasks.embedding.tier import Namespace, Tier
 from tasks.errors import CacheError
 
 TARGET_BYTES = 256 << 20  # of a compacted segment
 LEFT_S = 24 * 3600  # after which a temporary file is one that a killed process left
+DAMAGED_S = 30 * LEFT_S  # for which what was set aside can be looked into
 
 
 class Compacted(Result):
@@ -27,7 +29,7 @@ class Compacted(Result):
     after: Counts
     tier_before: Counts | None  # None: no tier was given
     tier_after: Counts | None
-    leftovers: int  # temporary files of killed processes, removed
+    leftovers: int  # removed: temporary files of killed processes, and what was set aside long ago
 
 
 def compact(
@@ -48,7 +50,7 @@ def compact(
         if tier is not None:
             folder.mkdir(parents=True, exist_ok=True)
             namespace = tier.namespace(fingerprint, folder)
-            leftovers = namespace.clean(LEFT_S)
+            leftovers = namespace.clean(LEFT_S, DAMAGED_S)
             tier_counts = _compact_tier(folder, namespace, target_bytes)
         segments = {one.file.name: one for one in opened(folder_of(root, fingerprint))}
         leftovers += _remove_leftovers(folder)
@@ -66,9 +68,20 @@ def compact(
     )
 
 
+def fragments(root: Path, fingerprint: str, target_bytes: int = TARGET_BYTES) -> int:
+    """How many segments are small enough to be merged, by the sizes of their files alone."""
+    small = 0
+    for file in (root / fingerprint).glob(f"*{SUFFIX}"):
+        with suppress(FileNotFoundError):  # compacted in the meantime
+            small += file.stat().st_size < target_bytes // 2
+    return small
+
+
 def _remove_leftovers(folder: Path) -> int:
-    """Removes temporary files of killed processes; how many those were."""
-    old = [file for file in folder.glob(".*") if file.is_file() and age_s(file) > LEFT_S]
+    """Removes temporary files of killed processes, and old damaged ones; how many those were."""
+    temporary = [*folder.glob(".*"), *folder.glob("keys/.*")]
+    old = [file for file in temporary if file.is_file() and age_s(file) > LEFT_S]
+    old += [file for file in folder.glob("*.damaged") if age_s(file) > DAMAGED_S]
     for file in old:
         file.unlink(missing_ok=True)
     return len(old)

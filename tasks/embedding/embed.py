@@ -1,6 +1,7 @@
 """The embedding stage: every sample of a manifest is in the cache when it ends."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # Beside its weights a network needs their copy in the route's own layout, and its activations.
 _MEMORY_PER_WEIGHT = 4
-MAX_SEGMENTS = 256  # of a block, before they are compacted
+MAX_FRAGMENTS = 256  # small segments of a block, before they are compacted
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -58,6 +61,8 @@ def embed_missing(
 ) -> int:
     """Embeds those of `files` (digest -> path below `data`) that the cache lacks; how many they were."""
     caches = _open(embedder, settings)
+    for cache in caches.values():
+        cache.fetch(list(files))  # what is damaged in the tier is known from then on
     lacking = {block: set(cache.missing(list(files))) for block, cache in caches.items()}
     todo = [digest for digest in files if any(digest in some for some in lacking.values())]
     if not todo:
@@ -84,6 +89,8 @@ def embed_missing(
             for digest in digests
             for file, row in [split_path(files[digest])]
         ]
+        # In the order of the disk, the images of a stack side by side.
+        samples.sort(key=lambda sample: (sample.file, sample.row or 0))
         extract(
             samples,
             extractors,
@@ -116,10 +123,7 @@ def complete(
                 f"{cache.folder}: {len(missing)} samples are missing after embedding"
                 f" (first: {missing[0]}, {files[missing[0]]}, block {block[:16]}); run again"
             )
-        if sum(1 for _ in cache.segments()) > MAX_SEGMENTS:
-            from tasks.embedding.compact import compact
-
-            compact(cache.folder.parent, block, tier_of(settings))
+        _tidy(cache.folder, settings)
     return Embeddings(
         digest=digest_of(embedder.digest, sorted(files)),
         root=str(settings.root / "embeddings"),
@@ -127,6 +131,18 @@ def complete(
         computed=computed,
         cached=len(files) - computed,
     )
+
+
+def _tidy(folder: Path, settings: Settings) -> None:
+    """Compacts the embeddings of a block where they lie in many small segments."""
+    from tasks.embedding.compact import compact, fragments
+
+    root, block = folder.parent, folder.name
+    if fragments(root, block) > MAX_FRAGMENTS:
+        try:
+            compact(root, block, tier_of(settings))
+        except CacheError as error:  # a full disk, say: the run has all that it needs
+            log.warning("%s", error)
 
 
 def files_of(manifest: Manifest, splits: Sequence[Split]) -> dict[str, str]:
@@ -151,7 +167,10 @@ def _open(embedder: Embedder, settings: Settings) -> dict[str, EmbeddingCache]:
             text = json.dumps({"backbone": about, "block": block.model_dump(mode="json")}, indent=2)
             file = caches[block.digest].folder / DESCRIPTION
             if not file.exists():
-                write_durably(file, text.encode())
+                try:
+                    write_durably(file, text.encode())
+                except OSError as error:
+                    raise CacheError(f"{file}: can't be written ({error.strerror})") from None
     return caches
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.data.image import BadImage
-from tasks.data.stack import open_stack, row_digest
+from tasks.data.stack import Stack, check_stack, row_digests
 from tasks.embedding.cache import EmbeddingCache
 from tasks.embedding.decode import pixels
 from tasks.embedding.features import Output, outputs_of
 from tasks.embedding.forward import Forward, threads
 from tasks.embedding.preprocess import batch
+from tasks.embedding.preprocess import crops as crops_of_stack
 from tasks.errors import DataError
 from tasks.records import Backbone, Block
 
@@ -30,6 +31,7 @@ Vectors = dict[str, NDArray[np.float32]]  # digest of a block -> [N, d]
 SEGMENT_ROWS = 4096
 SEGMENT_SECONDS = 60.0
 _WAITING = 4  # pieces of work for each thread that are ready for it
+_PIXELS = 2**22  # of decoded images that a thread holds before it cuts their crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,20 @@ class Extractor:
             self._wanted.setdefault(block.view, []).append((place, block.digest))
 
     def __call__(self, images: Sequence[Tensor], digests: Sequence[str]) -> Vectors:
-        """Embeds N decoded images [3, H, W] of any sizes. A vector does not depend, to the last
-        bit, on what it is embedded with."""
+        """Embeds N decoded images [3, H, W] of any sizes. A vector does not depend, to the last bit, on
+        what it is embedded with."""
+        return self.vectors(self.crops(images, digests))
+
+    def crops(self, images: Sequence[Tensor] | Tensor, digests: Sequence[str]) -> list[Tensor]:
+        """The crops [N, 3, S, S] uint8 of each view of N images [3, H, W], or of a stack [N, C, H, W]."""
+        if isinstance(images, Tensor):
+            return [crops_of_stack(images, self._how, view, digests) for view in self._wanted]
+        return [batch(images, self._how, view, digests) for view in self._wanted]
+
+    def vectors(self, views: Sequence[Tensor]) -> Vectors:
+        """The vectors of the blocks, from the crops of each view."""
         vectors: Vectors = {}
-        for view, blocks in self._wanted.items():
-            crops = batch(images, self._how, view, digests)  # [N, 3, S, S] uint8
+        for crops, blocks in zip(views, self._wanted.values(), strict=True):
             parts = [self._padded(crops[at : at + self.batch]) for at in range(0, len(crops), self.batch)]
             for place, block in blocks:
                 vectors[block] = np.concatenate([part[place] for part in parts])
@@ -70,7 +81,7 @@ class Extractor:
         rows = len(crops)
         if rows < self.batch:
             crops = torch.cat([crops, crops[:1].expand(self.batch - rows, -1, -1, -1)])
-            crops = crops.contiguous(memory_format=torch.channels_last)
+        crops = crops.contiguous(memory_format=torch.channels_last)
         return [vectors[:rows] for vectors in self._forward(crops)]
 
 
@@ -100,12 +111,16 @@ def extract(
 
     def embed(piece: Sequence[Sample]) -> tuple[list[str], Vectors]:
         torch.set_num_threads(1)  # of this thread: OpenMP keeps the number per thread
-        images = _images(piece, max_pixels)
-        digests = [sample.digest for sample in piece]
+        # Crops are small; of the decoded images only a few are held at a time.
+        cut = [
+            [extractor.crops(images, digests) for extractor in extractors]
+            for images, digests in _images(piece, max_pixels)
+        ]
         vectors: Vectors = {}
-        for extractor in extractors:
-            vectors |= extractor(images, digests)
-        return digests, vectors
+        for number, extractor in enumerate(extractors):
+            views = zip(*(groups[number] for groups in cut), strict=True)
+            vectors |= extractor.vectors([torch.cat(parts) for parts in views])
+        return [sample.digest for sample in piece], vectors
 
     done = 0
     with _threads_restored(), ThreadPoolExecutor(threads()) as pool, ThreadPoolExecutor(1) as writer:
@@ -124,9 +139,9 @@ def extract(
                     segment.add(*future.result())
                     done += len(future.result()[0])
                 progress(done)
-                if segment.full and (written is None or written.done()):
+                if segment.full:
                     if written is not None:
-                        written.result()
+                        written.result()  # so that no more than two segments are held
                     written = writer.submit(segment.write, *segment.taken())
         finally:
             # Also on Ctrl-C or a bad sample: what was computed is kept.
@@ -168,12 +183,30 @@ class _Segment:
                 self._caches[block].append([digests[row] for row in rows], vectors[rows])
 
 
-def _images(piece: Sequence[Sample], max_pixels: int) -> list[Tensor]:
-    """The decoded images [3, H, W] of a piece; grey rows of a stack are [1, H, W]."""
-    return [
-        pixels(_content(sample), max_pixels) if sample.row is None else _row(sample, sample.row)
-        for sample in piece
-    ]
+def _images(
+    piece: Sequence[Sample], max_pixels: int
+) -> Iterator[tuple[Sequence[Tensor] | Tensor, list[str]]]:
+    """The decoded images of a piece with their digests: rows of one stack together, others in groups
+    of a few megapixels."""
+    rows = [sample.row for sample in piece if sample.row is not None]
+    if len(rows) == len(piece) and len({sample.file for sample in piece}) == 1:
+        yield _rows(piece, rows), [sample.digest for sample in piece]
+        return
+    images: list[Tensor] = []
+    digests: list[str] = []
+    held = 0
+    for sample in piece:
+        if sample.row is None:
+            images.append(pixels(_content(sample), max_pixels))
+        else:
+            images.append(_rows([sample], [sample.row])[0])
+        digests.append(sample.digest)
+        held += images[-1].shape[1] * images[-1].shape[2]
+        if held >= _PIXELS:
+            yield images, digests
+            images, digests, held = [], [], 0
+    if images:
+        yield images, digests
 
 
 def _content(sample: Sample) -> bytes:
@@ -185,21 +218,21 @@ def _content(sample: Sample) -> bytes:
     return content
 
 
-def _row(sample: Sample, row: int) -> Tensor:
+def _rows(piece: Sequence[Sample], rows: Sequence[int]) -> Tensor:
+    """Rows of a stack, [N, C, H, W]; grey ones have C = 1."""
+    file = piece[0].file
     try:
-        stack = _stack(sample.file)  # [N, H, W, C]
+        images = _stack(file).read(rows)  # [N, H, W, C]
     except (OSError, BadImage) as error:
-        raise DataError(f"{sample.file}: changed during the run ({error}); run again") from None
-    if row >= len(stack):
-        raise DataError(f"{sample.file}: changed during the run; run again")
-    image = np.array(stack[row])
-    _check(sample, row_digest(image))
-    return torch.from_numpy(image).permute(2, 0, 1)
+        raise DataError(f"{file}: changed during the run ({error}); run again") from None
+    for sample, digest in zip(piece, row_digests(images), strict=True):
+        _check(sample, digest)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=16)
-def _stack(file: Path) -> NDArray[np.uint8]:
-    return open_stack(file)
+@lru_cache(maxsize=64)
+def _stack(file: Path) -> Stack:
+    return check_stack(file, max_pixels=2**62)
 
 
 def _check(sample: Sample, digest: str) -> None:

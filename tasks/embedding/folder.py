@@ -1,5 +1,6 @@
 """The folders of the embedding cache on this disk: their segments, opened and checked, and counted."""
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,16 +22,21 @@ class Counts(Result):
     bytes: int
 
 
+def is_fingerprint(name: str) -> bool:
+    """Whether a folder of this name is the cache's: others may lie beside it, above all in a bucket."""
+    return re.fullmatch(r"[0-9a-f]{64}", name) is not None
+
+
 def folders(root: Path) -> list[Path]:
     """The folders of all fingerprints."""
     found = root.iterdir() if root.is_dir() else ()
-    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(folder for folder in found if is_fingerprint(folder.name) and folder.is_dir())
 
 
 def folder_of(root: Path, fingerprint: str) -> Path:
     """The folder of a fingerprint; raises CacheError where there is none."""
     folder = root / fingerprint
-    if folder not in folders(root):
+    if not folder.is_dir():
         raise CacheError(f"{root}: holds nothing of the fingerprint {fingerprint}")
     return folder
 

@@ -7,10 +7,12 @@ import importlib.util
 import itertools
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +56,15 @@ def threads() -> int:
     return min(cores, max(1, int(limit))) if limit.isdecimal() else cores
 
 
+def _processor() -> str:
+    """The processor's name: machines may share the state folder."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
 def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
     """The quickest route on this machine. What was measured is remembered in `store`, so that the
     same state always takes the same route.
@@ -62,7 +73,7 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
         BackboneError: the weights are not those of the backbone, or the route that
             REGRAFT_FORWARD names is not installed or gives other vectors.
     """
-    if torch.cuda.is_available():
+    if settings.forward == "auto" and torch.cuda.is_available():
         gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
         on_gpus, plain = TorchForward(backbone, gpus), TorchForward(backbone)
         return on_gpus if _agree(on_gpus, plain, backbone) else plain
@@ -74,7 +85,7 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
     if settings.forward == "torch" or not installed:
         return TorchForward(backbone)
     versions = [importlib.metadata.version(name) for name in ("torch", "openvino")]
-    key = digest_of(backbone.digest, versions, threads())[:16]
+    key = digest_of(backbone.digest, versions, _processor(), threads())[:16]
     memo = store / f"{key}.route"
     remembered = memo.read_text() if memo.exists() else None
     if settings.forward == "auto" and remembered == "torch":
@@ -94,7 +105,8 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
         return quick
     better = agree and _rate(quick, backbone) > _rate(plain, backbone)
     chosen: Forward = quick if better else plain
-    write_durably(memo, b"openvino" if better else b"torch")
+    with suppress(OSError):  # a full disk: it is measured again next time
+        write_durably(memo, b"openvino" if better else b"torch")
     return chosen
 
 
@@ -136,10 +148,16 @@ def features_of(backbone: Backbone) -> Features:
     """The network of a backbone with its outputs, in its precision, with folded normalisation."""
     outputs = outputs_of(backbone)
     size = backbone.preprocess.size
-    network = fused(load(backbone), torch.zeros(1, 3, size, size), {output.layer for output in outputs})
+    plain = load(backbone)
+    quick = fused(plain, torch.zeros(1, 3, size, size), {output.layer for output in outputs})
+    both = [Features(network, backbone.preprocess, outputs, backbone.name) for network in (plain, quick)]
+    with torch.inference_mode():
+        pairs = zip(*(features(_noise(1, size)) for features in both), strict=True)
+        same = all(distance(a.numpy(), b.numpy()) <= MAX_DISTANCE for a, b in pairs)
+    features = both[1] if same else both[0]
     if backbone.precision == "bfloat16":
-        network = network.to(torch.bfloat16)
-    return Features(network, backbone.preprocess, outputs, backbone.name).eval().requires_grad_(False)
+        features.network.to(torch.bfloat16)
+    return features.eval().requires_grad_(False)
 
 
 def batch_for(size: int, pixels: int = _CPU_PIXELS) -> int:
@@ -162,10 +180,13 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _probe(forward: Forward, backbone: Backbone) -> Tensor:
-    size = backbone.preprocess.size
-    noise = torch.randint(256, (4, 3, size, size), generator=torch.Generator().manual_seed(0))
-    crops = noise.to(torch.uint8)[torch.arange(forward.batch) % len(noise)]
-    return crops.contiguous(memory_format=torch.channels_last)
+    noise = _noise(4, backbone.preprocess.size)
+    return noise[torch.arange(forward.batch) % 4].contiguous(memory_format=torch.channels_last)
+
+
+def _noise(count: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, size, size), generator=generator).to(torch.uint8)
 
 
 def _agree(quick: Forward, plain: Forward, backbone: Backbone) -> bool:

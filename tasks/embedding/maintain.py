@@ -149,13 +149,16 @@ def prune(
     return Pruned(**total(chosen).model_dump(), spaces=tuple(chosen), dry_run=dry_run)
 
 
-def export(root: Path, fingerprint: str, to: Path) -> Exported:
+def export(root: Path, fingerprint: str, to: Path, tier: Tier | None = None) -> Exported:
     """Writes each sample once to a Parquet file: `digest_prefix` (the first 32 hex characters of its
-    SHA-256) and `vector` (a list of D float32). Damaged segments are set aside, and left out.
+    SHA-256) and `vector` (a list of D float32). Damaged segments are set aside, and left out. What
+    only the tier has is brought first.
 
     Raises:
         CacheError: no such fingerprint, nothing in it, or `to` can't be written.
     """
+    if tier is not None:
+        _bring_all(root / fingerprint, tier)
     segments = intact(opened(folder_of(root, fingerprint)))
     if not segments:
         raise CacheError(f"{root / fingerprint}: holds no embeddings")
@@ -181,6 +184,21 @@ def export(root: Path, fingerprint: str, to: Path) -> Exported:
     except OSError as error:
         raise CacheError(f"{to}: can't be written ({error.strerror or error})") from None
     return Exported(file=str(to), segments=len(segments), rows=len(rows), bytes=size)
+
+
+def _bring_all(folder: Path, tier: Tier) -> None:
+    """Brings the tier's segments that hold a sample which this disk lacks."""
+    namespace = tier.namespace(folder.name, folder)
+    while namespace.refresh():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{folder}: can't be made ({error.strerror})") from None
+        here = {one.file.name: one.keys for one in opened(folder)}
+        index = KeyIndex(list(here.values()))
+        wanted = [name for name, keys in namespace.keys(here).items() if (index.find(keys) < 0).any()]
+        if len(namespace.bring(wanted)) == len(wanted):
+            break  # else some were compacted in the meantime, or damaged
 
 
 def _space_here(folder: Path) -> Space:

@@ -1,6 +1,7 @@
 """The forward pass by OpenVINO, from the optional extra `cpu`: about twice as quick as PyTorch."""
 
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from tasks.embedding.forward import batch_for, threads
 from tasks.embedding.source import file_digest
 from tasks.records import Backbone
 
+log = logging.getLogger(__name__)
+
 _FILES = ("model.xml", "model.bin")
 _DIGESTS = "digests.json"
 
@@ -40,7 +43,10 @@ class OpenVinoForward:
         model = _read(core, folder)
         if model is None:
             model = _converted(backbone, self.batch)
-            _keep(model, folder)
+            try:
+                _keep(model, folder)
+            except OSError as error:
+                log.warning("%s: can't be kept (%s); it is converted again next time", folder, error.strerror)
         steps = PrePostProcessor(model)
         # Channels last is how crops lie in memory: no copy on the way in.
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

@@ -8,7 +8,6 @@ the view and the digest alone: alone or in a stack, on any thread, it is the sam
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from tasks.embedding.decode import from_image
 from tasks.records import Preprocess
 
-_VIEW = re.compile(r"identity|hflip|vflip|crop-(0|[1-9][0-9]{0,5})")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _REACH = {"bilinear": 1, "bicubic": 2}  # of the filter to each side, in pixels of the coarser grid
 
@@ -31,12 +29,6 @@ _ATTEMPTS = 10
 # crop's side (panoramas), PIL is quicker, which resizes the crop alone.
 _LONG = 4
 _SMALL = 64 * 64  # pixels up to which images of equal size are stacked: a call costs more than the copy
-
-
-def check_view(name: str) -> None:
-    """Raises ValueError if `name` is no view."""
-    if not _VIEW.fullmatch(name):
-        raise ValueError(f"{name!r} is no view; allowed are identity, hflip, vflip and crop-0, crop-1, …")
 
 
 def crop(image: Tensor, how: Preprocess, view: str = "identity", digest: str = "") -> Tensor:

@@ -189,10 +189,11 @@ def set_aside(file: Path, seen: Identity, reason: str) -> Path | None:
         if not isinstance(error, FileNotFoundError):  # another process has set it aside
             log.warning("%s: damaged segment (%s), not used; could not be set aside: %s", file, reason, error)
         return None
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, PermissionError):
         if identity(aside)[1] != seen[1]:  # inodes
             aside.rename(file)
             return None
+        os.utime(aside)  # it is kept for a while from now on
     log.warning("%s: damaged segment (%s), set aside as .damaged; its samples are missing", file, reason)
     return aside
 

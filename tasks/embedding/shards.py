@@ -23,10 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.data import store
-from tasks.data.image import DECODER
 from tasks.data.stack import split_path
 from tasks.embedding import embed
-from tasks.embedding.source import EMBEDDING_VERSION
+from tasks.embedding.source import decoding
 from tasks.errors import StackError
 from tasks.lock import locked
 from tasks.records import DatasetVersion, Embedder, Manifest, Record, Split
@@ -178,9 +177,9 @@ def _moved(embedder: Embedder, digest: str, weights: Path) -> Embedder:
 
 def _software(embedder: Embedder) -> str:
     """What the fingerprints name as well, and the decoder; a build for a GPU is no other version."""
-    libraries = {"pillow", "torchvision", *(one.name.split(":", 1)[0] for one in embedder.backbones)}
-    versions = [f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in sorted(libraries)]
-    return f"embedding {EMBEDDING_VERSION}.{DECODER}, {', '.join(versions)}"
+    libraries = sorted({one.name.split(":", 1)[0] for one in embedder.backbones})
+    versions = [f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in libraries]
+    return ", ".join([*decoding(), *versions])
 
 
 @contextmanager

@@ -4,12 +4,13 @@ changed needs no more than this."""
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.data.image import DECODER
 from tasks.errors import BackboneError
 from tasks.params import BackboneParams, EmbeddingParams
-from tasks.records import digest_of
+from tasks.records import Backbone, Block, Embedder, digest_of
 
 # Part of every fingerprint: raise it when the code computes other vectors than before.
 EMBEDDING_VERSION = 2
@@ -23,6 +24,45 @@ PACKAGED = {
 }
 
 
+def decoding() -> tuple[str, ...]:
+    """What turns files into crops, as part of every fingerprint: our own versions, and those of the
+    libraries up to what may change a pixel. A build for a GPU is no other version."""
+    minor = [
+        f"{name} {'.'.join(importlib.metadata.version(name).split('.')[:2])}"
+        for name in ("torch", "torchvision")
+    ]
+    return (
+        f"embedding {EMBEDDING_VERSION}",
+        f"decoder {DECODER}",
+        f"pillow {importlib.metadata.version('pillow')}",
+        *minor,
+    )
+
+
+def fingerprint(backbone: Backbone, block: Block) -> str:
+    """Digest of everything that changes the vectors of a block; where the weights lie does not."""
+    described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
+    return digest_of(decoding(), described, block.layer, block.pooling, block.view)
+
+
+def named(backbone: Backbone) -> Backbone:
+    """The backbone with the fingerprints that what is installed here gives its blocks: one that was
+    resolved by other versions does not compute the same vectors."""
+    library = backbone.name.split(":", 1)[0]
+    here = backbone.model_copy(update={"library": f"{library} {importlib.metadata.version(library)}"})
+    blocks = tuple(block.model_copy(update={"digest": fingerprint(here, block)}) for block in backbone.blocks)
+    digest = digest_of([block.digest for block in blocks])
+    return here.model_copy(update={"blocks": blocks, "digest": digest})
+
+
+def embedder_of(backbones: Sequence[Backbone]) -> Embedder:
+    """The embedder of some backbones, with the fingerprints that they have here."""
+    here = tuple(named(backbone) for backbone in backbones)
+    return Embedder(
+        digest=digest_of([block.digest for backbone in here for block in backbone.blocks]), backbones=here
+    )
+
+
 def source_identity(params: EmbeddingParams) -> str:
     """Digest of the weights' sources and the libraries: while it stays, `resolve` gives the same
     embedder.
@@ -31,11 +71,9 @@ def source_identity(params: EmbeddingParams) -> str:
         BackboneError: `embedding.weights` names no safetensors file.
     """
     libraries = {one.backbone.split(":", 1)[0] for one in (params, *params.others)}
-    versions = [
-        f"{name} {importlib.metadata.version(name)}" for name in sorted({*libraries, "torch", "pillow"})
-    ]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in sorted({*libraries, "torch"})]
     sources = [_source_digest(one) for one in (params, *params.others)]
-    return digest_of(params, versions, EMBEDDING_VERSION, DECODER, sources)
+    return digest_of(params, versions, decoding(), sources)
 
 
 def _source_digest(params: BackboneParams) -> str:

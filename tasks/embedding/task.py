@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -39,9 +39,10 @@ def remembered(params: EmbeddingParams, store: Path) -> Embedder:
     """`backbone.resolve`, by way of the memo in `store`."""
     memo = store / f"{digest_of(source.source_identity(params), str(store))}.json"
     if memo.exists():
-        known = Embedder.model_validate_json(memo.read_bytes())
-        if all(Path(backbone.weights).exists() for backbone in known.backbones):
-            return known
+        with suppress(ValueError):  # of another version of Regraft
+            known = Embedder.model_validate_json(memo.read_bytes())
+            if all(Path(backbone.weights).exists() for backbone in known.backbones):
+                return known
     from tasks.embedding.backbone import resolve
 
     embedder = resolve(params, store)

@@ -25,6 +25,8 @@ from botocore.exceptions import ClientError
 from numpy.typing import NDArray
 
 from tasks import s3
+from tasks.embedding.cache import DESCRIPTION
+from tasks.embedding.folder import is_fingerprint
 from tasks.embedding.index import KeyIndex
 from tasks.embedding.segment import SUFFIX, DamagedError, Header, Keys, Segment, damaged, publish
 from tasks.errors import CacheError
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS_SUFFIX = ".keys"
+_DAMAGED_SUFFIX = ".damaged"
 _AT_ONCE = 4  # segments; each takes several requests at once
+_HEADER_BYTES = 64 << 10  # enough for the header of a segment of about 900 MB
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Tier:
                 Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
             )
             found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-        return [path.removeprefix(self.prefix).rstrip("/") for path in found]
+        names = [path.removeprefix(self.prefix).rstrip("/") for path in found]
+        return [name for name in names if is_fingerprint(name)]
 
 
 class Namespace:
@@ -100,7 +105,7 @@ class Namespace:
         return found
 
     def objects(self) -> dict[str, Stored]:
-        """All objects, by name."""
+        """All objects of the cache, by name; those of others are let alone."""
         found = {}
         with s3.explained(self._url, CacheError):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -109,8 +114,10 @@ class Namespace:
             for page in pages:
                 now = _time_of(page)
                 for item in page.get("Contents", []):
+                    name = item["Key"].removeprefix(self._path)
                     age_s = max(0.0, (now - item["LastModified"]).total_seconds())
-                    found[item["Key"].removeprefix(self._path)] = Stored(item["Size"], age_s)
+                    if _is_ours(name):
+                        found[name] = Stored(item["Size"], age_s)
         return found
 
     def holds(self, keys: Keys, here: Collection[str]) -> NDArray[np.bool_]:
@@ -171,36 +178,43 @@ class Namespace:
         with s3.explained(self._url, CacheError), ThreadPoolExecutor(_AT_ONCE) as pool:
             return [file for file in pool.map(self._download, names) if file is not None]
 
-    def clean(self, older_than_s: float) -> int:
-        """Removes what writers and removers left when they were killed; how many objects that were."""
+    def clean(self, older_than_s: float, damaged_older_than_s: float) -> int:
+        """Removes what writers and removers left when they were killed, and what was set aside; how
+        many objects that were."""
         found = self.objects()
-        single = [
+        left = [
             name
             for name, stored in found.items()
             if stored.age_s > older_than_s and _partner(name) is not None and _partner(name) not in found
         ]
+        left += [
+            name
+            for name, stored in found.items()
+            if stored.age_s > damaged_older_than_s and name.endswith(_DAMAGED_SUFFIX)
+        ]
         with s3.explained(self._url, CacheError):
-            self._delete(single)
+            self._delete(left)
             answer = self._client.list_multipart_uploads(Bucket=self._tier.bucket, Prefix=self._path)
             now = _time_of(answer)
             old = [
                 item
                 for item in answer.get("Uploads", [])
                 if (now - item.get("Initiated", now)).total_seconds() > older_than_s
+                and _is_ours(item["Key"].removeprefix(self._path))
             ]
             for item in old:
                 self._client.abort_multipart_upload(
                     Bucket=self._tier.bucket, Key=item["Key"], UploadId=item["UploadId"]
                 )
-        return len(single) + len(old)
+        return len(left) + len(old)
 
     def clear(self) -> None:
-        """Removes everything."""
+        """Removes everything that is the cache's."""
         found = self.objects()
         self.remove([name for name in found if name.endswith(SUFFIX)])
         with s3.explained(self._url, CacheError):
             self._delete(list(found))
-        self.clean(-1)
+        self.clean(-1, -1)
         self.names.clear()
 
     def remove(self, names: Collection[str]) -> None:
@@ -217,9 +231,19 @@ class Namespace:
         """How many rows each segment has."""
 
         def of_segment(name: str) -> int:
+            name_of_keys = _keys_name(name)
             try:
-                return _parse(self._get(_keys_name(name)), name)[0].rows
-            except (DamagedError, self._client.exceptions.NoSuchKey):
+                start = s3.get_start(
+                    self._client, self._tier.bucket, self._path + name_of_keys, _HEADER_BYTES
+                )
+                content = start if b"\n" in start else self._get(name_of_keys)
+                text = content.partition(b"\n")[0]
+                return Header.read(text, Path(name).stem).rows
+            except DamagedError:
+                return 0
+            except ClientError as failure:
+                if s3.code_of(failure) not in ("NoSuchKey", "InvalidRange", "416"):
+                    raise
                 return 0
 
         with s3.explained(self._url, CacheError), ThreadPoolExecutor(s3.CONNECTIONS) as pool:
@@ -312,7 +336,7 @@ class Namespace:
             tag = self._client.head_object(Bucket=bucket, Key=key)["ETag"]
             self._client.copy_object(
                 Bucket=bucket,
-                Key=f"{key}.damaged",
+                Key=key + _DAMAGED_SUFFIX,
                 CopySource={"Bucket": bucket, "Key": key},
                 CopySourceIfMatch=tag,
             )
@@ -344,6 +368,12 @@ def _partner(name: str) -> str | None:
     """The other object of a segment."""
     other = {SUFFIX: KEYS_SUFFIX, KEYS_SUFFIX: SUFFIX}.get(Path(name).suffix)
     return None if other is None else Path(name).with_suffix(other).name
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an object may be removed: a prefix in a bucket may hold anything."""
+    ours = (SUFFIX, KEYS_SUFFIX, _DAMAGED_SUFFIX)
+    return "/" not in name and (name == DESCRIPTION or name.endswith(ours))
 
 
 def _keys_name(name: str) -> str:

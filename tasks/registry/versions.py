@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
+from tasks.embedding.source import embedder_of
 from tasks.errors import RegistryError, public
 from tasks.records import Champion, RegisteredVersion, digest_of
 from tasks.registry import package
@@ -211,7 +212,7 @@ def champion(name: str, settings: Settings) -> Champion | None:
         name=name,
         version=number,
         folder=str(folder),
-        embedder=content.embedder,
+        embedder=embedder_of(content.embedder.backbones),
     )
 
 

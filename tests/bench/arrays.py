@@ -1,6 +1,7 @@
 """28 × 28 array images, against a Dataset that handles each of them."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +16,7 @@ from tasks.data.stack import row_digest
 from tasks.embedding.extract import Sample
 from tasks.embedding.preprocess import crops
 from tasks.records import Preprocess
-from tests.bench import engine, harness, samples
+from tests.bench import engine, harness, machine, samples
 from tests.bench.harness import Row
 
 COUNT = 16_384
@@ -73,13 +74,13 @@ def _batches(images: NDArray[np.uint8], size: int) -> Row:
     how = _how(size)
     stack = torch.from_numpy(images)
 
-    def ours() -> None:
-        for at in range(0, COUNT, BATCH):
-            found = crops(stack[at : at + BATCH], how)
-            found.float().div_(127.5).sub_(1)  # [B, 3, S, S]: what the network's first step does
+    def batch(at: int) -> None:
+        found = crops(stack[at : at + BATCH], how)
+        found.float().div_(127.5).sub_(1)  # [B, 3, S, S]: what the network's first step does
+
+    ours = engine.in_threads([partial(batch, at) for at in range(0, COUNT, BATCH)])
 
     workers, per_item = _per_item(images, size)
-    torch.set_num_threads(1)
     seconds = harness.interleaved({"ours": ours, "per item": per_item}, rounds=7)
     resized = "" if size == 28 else f", resized to {size}"
     return harness.row(
@@ -89,7 +90,7 @@ def _batches(images: NDArray[np.uint8], size: int) -> Row:
         unit="images/s",
         work=COUNT,
         goal=100.0 if size == 28 else None,
-        note=f"one thread, batches of {BATCH} to standardised floats; against Image.fromarray, ToTensor,"
+        note=f"{machine.cores()} threads, batches of {BATCH} to standardised floats; against Image.fromarray, ToTensor,"
         f" Normalize{' and Resize' if resized else ''} on each and a DataLoader with {workers} workers"
         " (best of 0, 1, 2)",
         limits="the floats are twelve times the bytes read, and their writing is most of the time",

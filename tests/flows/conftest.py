@@ -81,9 +81,9 @@ def first_run(place: Workplace, given: dict[str, str]) -> Done:
 
 
 @pytest.fixture(scope="session")
-def second_run(place: Workplace, first_run: Done) -> Done:
+def second_run(place: Workplace, api_url: str, first_run: Done) -> Done:
     assert first_run
-    return seen(place, place.adapt())
+    return seen(place, place.adapt(api_url=api_url))
 
 
 @pytest.fixture(scope="session")

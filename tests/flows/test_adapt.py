@@ -2,6 +2,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from urllib.request import urlopen
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -90,12 +91,15 @@ def test_second_run__finds_nothing_to_do(first_run: Done, second_run: Done) -> N
     assert not {"embed", "train head", "register"} & set(told["seconds"])
 
 
-def test_second_run__is_a_completed_flow_run(place: Workplace, first_run: Done, second_run: Done) -> None:
-    ids = [done.result.links["prefect"].rsplit("/", 1)[1] for done in (first_run, second_run)]
-    with sqlite3.connect(place.state / "prefect" / "prefect.db") as database:
+def test_runs__are_completed_flow_runs(
+    place: Workplace, api_url: str, first_run: Done, second_run: Done
+) -> None:
+    first, second = (done.result.links["prefect"].rsplit("/", 1)[1] for done in (first_run, second_run))
+    with sqlite3.connect(place.state / "prefect" / "prefect.db") as database:  # of an API of its own
         states = dict(database.execute("SELECT id, state_name FROM flow_run"))
-    assert len(set(ids)) == 2
-    assert [states[flow_run] for flow_run in ids] == ["Completed", "Completed"]
+    assert states == {first: "Completed"}
+    with urlopen(f"{api_url}/flow_runs/{second}", timeout=30) as answer:
+        assert json.load(answer)["state"]["name"] == "Completed"
 
 
 # New images

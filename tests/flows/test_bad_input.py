@@ -1,15 +1,18 @@
 """What a user can get wrong: one clear line, a failing status, no stack trace."""
 
+import json
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.flows.workplace import PARAMS, REGRAFT, Workplace, add_images
 
-Adapt = Callable[..., subprocess.CompletedProcess[str]]
+FORK = Path(__file__).with_name("fork.py")
+Failed = Mapping[str, "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,24 @@ def bad(new_place: Callable[[str], Workplace]) -> Workplace:
     return place
 
 
-@pytest.fixture
-def adapt(bad: Workplace, api_url: str) -> Adapt:
-    def run(data: Path, params: str = PARAMS) -> subprocess.CompletedProcess[str]:
-        arguments = ("--data", data, "--params", bad.params(params))
-        return bad.regraft("adapt", "--json", *arguments, api_url=api_url)
-
-    return run
+@pytest.fixture(scope="module")
+def failed(bad: Workplace, api_url: str) -> Failed:
+    """Runs that start alike, by name: of a dataset, or of what is wrong with the parameters."""
+    params = bad.params(PARAMS)
+    unknown = bad.params(PARAMS + "embedding: {backbone: timm:nosuch}\n")
+    runs = {name: (name, params) for name in ("nosuch", "empty", "one-class", "few", "broken")}
+    runs["backbone"] = ("few", unknown)
+    commands = [
+        ["adapt", "--json", "--data", str(bad.root / data), "--params", str(file)]
+        for data, file in runs.values()
+    ]
+    done = bad.run(sys.executable, FORK, api_url, bad.state, given=json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {
+        name: subprocess.CompletedProcess(command, *line)
+        for name, command, line in zip(runs, commands, lines, strict=True)
+    }
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -48,30 +62,31 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.rstrip("\n").removeprefix("error: ")
 
 
-def test_adapt__missing_folder(bad: Workplace, adapt: Adapt) -> None:
+def test_adapt__missing_folder(bad: Workplace, failed: Failed) -> None:
     data = bad.root / "nosuch"
-    assert refused(adapt(data)) == f"{data}: no such folder or table"
+    assert refused(failed[data.name]) == f"{data}: no such folder or table"
 
 
-def test_adapt__empty_folder(bad: Workplace, adapt: Adapt) -> None:
+def test_adapt__empty_folder(bad: Workplace, failed: Failed) -> None:
     data = bad.root / "empty"
-    assert refused(adapt(data)) == (
+    assert refused(failed[data.name]) == (
         f"{data}: has no class folders with files; put the images of each class in one"
     )
 
 
-def test_adapt__one_class(bad: Workplace, adapt: Adapt) -> None:
+def test_adapt__one_class(bad: Workplace, failed: Failed) -> None:
     data = bad.root / "one-class"
-    assert refused(adapt(data)) == f"{data}: has only one class (nominal); two are needed"
+    assert refused(failed[data.name]) == f"{data}: has only one class (nominal); two are needed"
 
 
-def test_adapt__unknown_parameter(bad: Workplace, adapt: Adapt) -> None:
-    message = refused(adapt(bad.root / "few", PARAMS.replace("folds: 2", "folds: 2, fold: 3")))
+def test_adapt__unknown_parameter(bad: Workplace) -> None:
+    params = bad.params(PARAMS.replace("folds: 2", "folds: 2, fold: 3"))
+    message = refused(bad.regraft("adapt", "--json", "--data", bad.root / "few", "--params", params))
     assert message.endswith(".yaml: head.fold: unknown field (given: 3)")
 
 
-def test_adapt__too_many_broken_files(bad: Workplace, adapt: Adapt) -> None:
-    message = refused(adapt(bad.root / "broken"))
+def test_adapt__too_many_broken_files(failed: Failed) -> None:
+    message = refused(failed["broken"])
     start, _, report = message.partition("; see ")
     assert start == (
         "local/x0.jpg: not an image (12 bytes); 3 of 20 files quarantined (15.00 %), limit 5.00 %"
@@ -80,16 +95,16 @@ def test_adapt__too_many_broken_files(bad: Workplace, adapt: Adapt) -> None:
     assert "local/x2.jpg" in Path(report).read_text()
 
 
-def test_adapt__too_few_of_a_class(bad: Workplace, adapt: Adapt) -> None:
-    message = refused(adapt(bad.root / "few"))
+def test_adapt__too_few_of_a_class(failed: Failed) -> None:
+    message = refused(failed["few"])
     start = "1 of 2 classes have fewer than 1 samples in a split (data.min_per_class): local "
     assert message.startswith(start)
     counts = re.findall(r"(\d+) (train|validation|test)", message)
     assert sorted(int(count) for count, _ in counts) == [0, 0, 1]  # its one sample is in one of them
 
 
-def test_adapt__unknown_backbone(bad: Workplace, adapt: Adapt) -> None:
-    message = refused(adapt(bad.root / "few", PARAMS + "embedding: {backbone: timm:nosuch}\n"))
+def test_adapt__unknown_backbone(failed: Failed) -> None:
+    message = refused(failed["backbone"])
     assert message.startswith("timm:nosuch: timm ")
     assert message.endswith(" has no such model; see timm.list_models()")
 

@@ -11,22 +11,25 @@ import conformal_clip_data
 import pytest
 import yaml
 
-from tasks.params import DataParams, EvaluationParams, Floor, GateParams, Params
+from tasks.params import DataParams, EvaluationParams, Floor, GateParams, HeadParams, Params
 from tasks.settings import ROOT
 
 BIN = Path(sys.executable).parent
 PARAMS = Params(
     data=DataParams(min_per_class=1),
+    head=HeadParams(strengths=(0.01, 0.1), folds=2),
     evaluation=EvaluationParams(bootstrap=100),
     gate=GateParams(floors=(Floor(metric="balanced_accuracy", limit=0.2),), min_test_samples=5),
 )
 
 
-def command(*arguments: str, cwd: Path) -> str:
+def command(*arguments: str, cwd: Path, api_url: str | None = None) -> str:
+    ours = {"REGRAFT_STATE": str(cwd / ".regraft"), "REGRAFT_FORWARD": "torch"}
+    api = {"PREFECT_API_URL": api_url} if api_url else {}
     done = subprocess.run(
         [str(BIN / arguments[0]), *arguments[1:]],
         cwd=cwd,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "REGRAFT_STATE": str(cwd / ".regraft")},
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **ours, **api},
         capture_output=True,
         text=True,
         check=False,
@@ -37,7 +40,7 @@ def command(*arguments: str, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory, api_url: str) -> Path:
     """A copy of the repository in which a version was made and its data checked out."""
     folder = tmp_path_factory.mktemp("repro")
     repository = folder / "repository"
@@ -55,6 +58,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command(
         *("regraft", "adapt", "--json", "--data", str(images), "--name", "small", "--params", "params.yaml"),
         cwd=repository,
+        api_url=api_url,
     )
     # The cache of embeddings goes, so that both ways have to compute every vector themselves.
     shutil.rmtree(repository / ".regraft" / "embeddings")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import boto3
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import s3
 from tasks.embedding.cache import DESCRIPTION, EmbeddingCache
 from tasks.embedding.compact import compact
-from tasks.embedding.maintain import list_spaces, prune
+from tasks.embedding.maintain import export, list_spaces, prune
 from tasks.embedding.tier import Tier
 from tasks.errors import CacheError
 from tasks.settings import Settings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.stack.conftest import S3Server
 
 DIM = 3
+ONE = "1" * 64  # a fingerprint
 
 
 def digest(number: int) -> str:
@@ -65,10 +67,10 @@ class Place:
         return self.made
 
     def worker(self, name: str, dim: int = DIM) -> EmbeddingCache:
-        return EmbeddingCache(self.folder / name, "one", dim, self.tier())
+        return EmbeddingCache(self.folder / name, ONE, dim, self.tier())
 
     def objects(self) -> dict[str, bytes]:
-        listed = self.server.list_objects_v2(Bucket=self.bucket, Prefix="a/cache/one/").get("Contents", [])
+        listed = self.server.list_objects_v2(Bucket=self.bucket, Prefix=f"a/cache/{ONE}/").get("Contents", [])
         return {
             item["Key"].rpartition("/")[2]: self.server.get_object(Bucket=self.bucket, Key=item["Key"])[
                 "Body"
@@ -77,7 +79,7 @@ class Place:
         }
 
     def put(self, name: str, content: bytes) -> None:
-        self.server.put_object(Bucket=self.bucket, Key=f"a/cache/one/{name}", Body=content)
+        self.server.put_object(Bucket=self.bucket, Key=f"a/cache/{ONE}/{name}", Body=content)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_tier__fresh_worker_fetches_only_the_segments_it_needs(place: Place) -> 
 
 
 def test_tier__two_workers_share_what_each_computes(place: Place) -> None:
-    one, two = place.worker("one"), place.worker("two")
+    one, two = place.worker(ONE), place.worker("two")
     fill(one, range(10))
     fill(two, range(5, 15))  # it has not looked again
     fill(two, range(10))  # the very segment that the other has written
@@ -155,7 +157,7 @@ def test_tier__server_that_answers_nothing_is_named(place: Place, monkeypatch: p
     monkeypatch.setattr(s3, "_READ_S", 0.05)
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
     place.proxy.fault = lambda method, name: "slow"
-    with pytest.raises(CacheError, match=f"^{place.url}/one: the S3 server gave no answer for 0.05 s$"):
+    with pytest.raises(CacheError, match=f"^{place.url}/{ONE}: the S3 server gave no answer for 0.05 s$"):
         place.worker("writer")
 
 
@@ -171,10 +173,10 @@ def test_tier__that_fails_for_good_leaves_the_rows_here_and_the_next_run_uploads
         "the S3 server answered 503" if fault == 503 else "the S3 server broke off in the middle, 5 times"
     )
     assert str(failed.value) == (
-        f"{place.url}/one: {reason}; the embeddings are safe in {writer.folder}: once the tier can be"
+        f"{place.url}/{ONE}: {reason}; the embeddings are safe in {writer.folder}: once the tier can be"
         " written to, run again, and they are uploaded"
     )
-    check(EmbeddingCache(place.folder / "writer", "one", DIM), range(10))
+    check(EmbeddingCache(place.folder / "writer", ONE, DIM), range(10))
     assert place.objects() == {}
     place.proxy.fault = lambda method, name: None
     place.worker("writer")
@@ -208,7 +210,7 @@ def test_tier__download_that_is_always_cut_off_leaves_nothing_half_written(place
     assert reader.missing(digests(range(50))) == []
     place.proxy.fault = lambda method, name: "cut" if name.endswith(".arrow") else None
     with pytest.raises(
-        CacheError, match=f"^{place.url}/one: the S3 server broke off in the middle, 5 times$"
+        CacheError, match=f"^{place.url}/{ONE}: the S3 server broke off in the middle, 5 times$"
     ):
         reader.fetch(digests(range(50)))
     assert [file for file in reader.folder.iterdir() if file.is_file()] == []
@@ -261,10 +263,31 @@ def test_tier__damaged_object_is_set_aside_and_its_owner_uploads_it_again(
     reader.fetch(digests(range(20)))
     with caplog.at_level(logging.WARNING):
         assert len(reader.missing(digests(range(20)))) == 10
-    assert re.search(rf"{place.url}/one/\w+\{suffix}: damaged .*, set aside", caplog.text)
+    assert re.search(rf"{place.url}/{ONE}/\w+\{suffix}: damaged .*, set aside", caplog.text)
     assert place.objects()[f"{name}.damaged"] == bytes(content)
     assert name not in place.objects()
     place.worker("writer")
+    check(place.worker("reader"), range(20))
+
+
+@pytest.mark.parametrize("suffix", [".keys", ".arrow"])
+def test_tier__samples_of_a_damaged_object_can_be_embedded_again_by_who_found_it(
+    place: Place, suffix: str
+) -> None:
+    writer = place.worker("writer")
+    fill(writer, range(10))
+    (name,) = (name for name in place.objects() if name.endswith(suffix))
+    content = bytearray(place.objects()[name])
+    content[-(len(content) // 4)] ^= 1
+    fill(writer, range(8, 20))  # so that two samples are in an intact segment too
+    place.put(name, bytes(content))
+
+    run = place.worker("run")
+    run.fetch(digests(range(20)))
+    assert run.missing(digests(range(20))) == digests(range(8))
+    check(run, range(8, 20))
+    fill(run, range(10))  # under the name of the damaged one
+    check(run, range(20))
     check(place.worker("reader"), range(20))
 
 
@@ -281,7 +304,7 @@ def test_tier__local_damage_is_mended_from_the_tier(place: Place) -> None:
 
 
 def test_tier__damaged_segment_is_not_uploaded(place: Place) -> None:
-    local = EmbeddingCache(place.folder / "writer", "one", DIM)
+    local = EmbeddingCache(place.folder / "writer", ONE, DIM)
     fill(local, range(10))
     (segment,) = local.segments()
     content = bytearray(segment.read_bytes())
@@ -298,7 +321,7 @@ def test_tier__compaction_runs_beside_a_reader_with_an_old_listing(place: Place)
     reader = place.worker("reader")
     assert reader.missing(digests(range(30))) == []
 
-    done = compact(place.folder / "compactor", "one", place.tier())
+    done = compact(place.folder / "compactor", ONE, place.tier())
 
     assert done.tier_before is not None
     assert done.tier_after is not None
@@ -311,7 +334,7 @@ def test_tier__compaction_runs_beside_a_reader_with_an_old_listing(place: Place)
     # The writer still has the old segments; the tier has their rows, and does not get them again.
     place.worker("writer")
     assert len(place.objects()) == 2
-    assert compact(place.folder / "writer", "one", place.tier()).after.segments == 1
+    assert compact(place.folder / "writer", ONE, place.tier()).after.segments == 1
     check(place.worker("writer"), range(30))
     check(place.worker("fresh"), range(30))
 
@@ -328,11 +351,11 @@ def test_tier__compaction_that_fails_in_the_middle_loses_nothing(place: Place) -
 
         place.proxy.fault = fault
         with pytest.raises(CacheError, match="the S3 server answered 503"):
-            compact(place.folder / f"fails{suffix}{method}", "one", place.tier())
+            compact(place.folder / f"fails{suffix}{method}", ONE, place.tier())
         place.proxy.fault = lambda method, name: None
         assert whole.items() <= place.objects().items()
         check(place.worker(f"reader{suffix}{method}"), range(30))
-    compact(place.folder / "done", "one", place.tier())
+    compact(place.folder / "done", ONE, place.tier())
     check(place.worker("reader"), range(30))
 
 
@@ -341,10 +364,14 @@ def test_tier__what_a_killed_process_left_is_cleaned_when_it_is_old(place: Place
     whole = place.objects()
     place.put("0.arrow", b"a writer was killed")
     place.put("1.keys", b"a remover was killed")
-    place.server.create_multipart_upload(Bucket=place.bucket, Key="a/cache/one/2.arrow")
-    namespace = place.tier().namespace("one", place.folder)
-    assert namespace.clean(3_600) == 0
-    assert namespace.clean(-1) == 3
+    place.server.create_multipart_upload(Bucket=place.bucket, Key=f"a/cache/{ONE}/2.arrow")
+    namespace = place.tier().namespace(ONE, place.folder)
+    assert namespace.clean(3_600, 3_600) == 0
+    assert namespace.clean(-1, 3_600) == 3
+    assert place.objects() == whole
+    place.put("0.arrow.damaged", b"set aside")
+    assert namespace.clean(-1, 3_600) == 0
+    assert namespace.clean(-1, -1) == 1
     assert place.objects() == whole
 
 
@@ -357,7 +384,7 @@ def test_tier__is_listed_and_pruned(place: Place) -> None:
     root = place.folder / "writer"
     here, there = list_spaces(root, place.tier())
     assert (here.place, there.place) == ("here", "tier")
-    assert (there.fingerprint, there.segments, there.rows, there.bytes) == ("one", 2, 15, here.bytes)
+    assert (there.fingerprint, there.segments, there.rows, there.bytes) == (ONE, 2, 15, here.bytes)
     assert there.unused_days < 1
 
     nothing = prune(root, unused_days=1, tier=place.tier(), dry_run=False)
@@ -370,13 +397,101 @@ def test_tier__is_listed_and_pruned(place: Place) -> None:
     assert list_spaces(root, place.tier()) == []
 
 
+def test_tier__at_the_top_of_a_bucket_lets_alone_what_is_not_the_caches(place: Place) -> None:
+    foreign = [
+        "datasets/a.arrow",
+        "dvc/files/md5/00/aa",
+        f"{'A' * 64}/a.arrow",
+        f"{ONE}/README.md",
+        f"{ONE}/deeper/a.arrow",
+    ]
+    for key in foreign:
+        place.server.put_object(Bucket=place.bucket, Key=key, Body=b"not the cache's")
+    upload = place.server.create_multipart_upload(Bucket=place.bucket, Key=f"{ONE}/upload.zip")
+    tier = Tier(f"s3://{place.bucket}", place.settings)
+    fill(EmbeddingCache(place.folder / "writer", ONE, DIM, tier), range(10))
+    assert tier.fingerprints() == [ONE]
+    pruned = prune(place.folder / "none", referenced=[], tier=tier, dry_run=False)
+    assert [space.fingerprint for space in pruned.spaces] == [ONE]
+    left = place.server.list_objects_v2(Bucket=place.bucket)["Contents"]
+    assert sorted(item["Key"] for item in left) == sorted(foreign)
+    uploads = place.server.list_multipart_uploads(Bucket=place.bucket)["Uploads"]
+    assert [item["UploadId"] for item in uploads] == [upload["UploadId"]]
+    assert list_spaces(place.folder / "none", tier) == []
+
+
+@pytest.mark.parametrize("header_bytes", [64 << 10, 16])
+def test_tier__is_listed_by_the_headers_of_its_keys(
+    place: Place, monkeypatch: pytest.MonkeyPatch, header_bytes: int
+) -> None:
+    monkeypatch.setattr("tasks.embedding.tier._HEADER_BYTES", header_bytes)
+    fill(place.worker("writer"), range(5_000))  # 80,000 bytes of keys
+    asked: list[str | None] = []
+
+    def note(params: dict[str, str], **_: object) -> None:
+        if params["Key"].endswith(".keys"):
+            asked.append(params.get("Range"))
+
+    place.tier().client.meta.events.register("before-parameter-build.s3.GetObject", note)
+    (there,) = list_spaces(place.folder / "none", place.tier())
+    assert there.rows == 5_000
+    whole = [None] if header_bytes == 16 else []  # the header is longer than what was asked for first
+    assert asked == [f"bytes=0-{header_bytes - 1}", *whole]
+    place.put(next(name for name in place.objects() if name.endswith(".keys")), b"")
+    (there,) = list_spaces(place.folder / "none", place.tier())
+    assert there.rows == 0
+
+
+def test_tier__export_brings_what_this_disk_lacks(place: Place) -> None:
+    writer = place.worker("writer")
+    fill(writer, range(10))
+    some = place.worker("some")
+    some.fetch(digests(range(10)))
+    fill(writer, range(5, 20))
+    for name in ("some", "none"):
+        done = export(place.folder / name, ONE, place.folder / "a.parquet", place.tier())
+        assert (done.segments, done.rows) == (2, 20)
+        table = pq.read_table(place.folder / "a.parquet").to_pylist()
+        assert {row["digest_prefix"]: row["vector"][0] for row in table} == {
+            digest(n)[:32]: n for n in range(20)
+        }
+    with pytest.raises(CacheError, match="holds nothing of the fingerprint"):
+        export(place.folder / "none", "2" * 64, place.folder / "b.parquet", place.tier())
+
+
+@pytest.mark.parametrize("part_bytes", [32 << 20, 5 << 20], ids=["put", "multipart"])
+def test_tier__conflict_with_another_writer_is_tried_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    monkeypatch.setattr(s3, "_PART_BYTES", part_bytes)
+    dim, rows = 1_280, 1_200  # 6.1 MB
+    last = "PUT" if part_bytes == 32 << 20 else "POST"
+    answers: Iterator[Fault] = iter(
+        [409, 409] if last == "PUT" else [None, 409, None, 409]
+    )  # POST begins too
+
+    def fault(method: str, name: str) -> Fault:
+        return next(answers, None) if method == last and name.endswith(".arrow") else None
+
+    writer = place.worker("writer", dim)
+    place.proxy.fault = fault
+    fill(writer, range(rows))
+    assert next(answers, "used up") == "used up"
+    check(place.worker("reader", dim), range(rows))
+    assert place.server.list_multipart_uploads(Bucket=place.bucket).get("Uploads", []) == []
+
+    place.proxy.fault = lambda method, name: 409 if method == last and name.endswith(".arrow") else None
+    with pytest.raises(CacheError, match="the S3 server answered 409"):
+        fill(writer, range(rows, 2 * rows))
+
+
 def test_tier__wrong_credentials_are_named_without_the_secret(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-of-mine")
     with pytest.raises(CacheError) as wrong:
         place.worker("writer")
-    assert str(wrong.value) == f"{place.url}/one: the credentials are wrong; check AWS_SECRET_ACCESS_KEY"
+    assert str(wrong.value) == f"{place.url}/{ONE}: the credentials are wrong; check AWS_SECRET_ACCESS_KEY"
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -390,15 +505,15 @@ def test_tier__no_bucket_no_server_and_no_address_are_named(place: Place) -> Non
     def refused(url: str, endpoint: str | None) -> str:
         settings = place.settings.model_copy(update={"s3_endpoint_url": endpoint})
         with pytest.raises(CacheError) as error:
-            EmbeddingCache(place.folder / "x", "one", DIM, Tier(url, settings))
+            EmbeddingCache(place.folder / "x", ONE, DIM, Tier(url, settings))
         return str(error.value)
 
     assert refused("s3://no-such-bucket-here/x", place.proxy.url) == (
-        "s3://no-such-bucket-here/x/one: there is no such bucket"
+        f"s3://no-such-bucket-here/x/{ONE}: there is no such bucket"
     )
     check_address = "check REGRAFT_S3_ENDPOINT_URL or AWS_ENDPOINT_URL"
     assert refused(place.url, "http://127.0.0.1:9") == (
-        f"{place.url}/one: the S3 server can't be reached; {check_address}"
+        f"{place.url}/{ONE}: the S3 server can't be reached; {check_address}"
     )
     assert refused(place.url, "user:secret@nowhere") == (
         f"{place.url}: the address of the S3 server is no URL; {check_address}"

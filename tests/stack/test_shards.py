@@ -47,9 +47,10 @@ class Place(Workplace):
         return {**super().environment(api_url), "REGRAFT_FORWARD": "torch", **self.settings_}
 
     def head(self) -> str:
-        """Digest of the one head."""
-        (file,) = (self.state / "stages" / "head").glob("*/record.json")
-        return Head.load(file.parent).digest
+        """Digest of the head, of which there is one, however often it was made."""
+        files = (self.state / "stages" / "head").glob("*/record.json")
+        (digest,) = {Head.load(file.parent).digest for file in files}
+        return digest
 
     def segments(self) -> dict[str, list[bytes]]:
         """Name -> keys."""

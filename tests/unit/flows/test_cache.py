@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks.embedding.cache import EmbeddingCache
-from tasks.errors import CacheError
+from tasks.errors import CacheError, ParamsError
 
 FIRST, SECOND = "aa11" * 16, "ab22" * 16
 Run = Callable[..., Any]
@@ -95,6 +95,46 @@ def test_cache_prune__says_first_and_removes_with_yes(state: Path, run: Run) -> 
 
 def test_cache_prune__by_age_spares_what_is_in_use(state: Path, run: Run) -> None:
     assert run("prune", "--older-than", "1")["spaces"] == []
+
+
+def test_cache_prune__age_below_zero_is_refused(state: Path, run: Run) -> None:
+    result = CliRunner().invoke(app, ["cache", "prune", "--older-than", "-1", "--yes"])
+    assert result.exit_code == 2
+    assert {space["fingerprint"] for space in run("list")["spaces"]} == {FIRST, SECOND}
+
+
+def test_cache_prune__spares_folders_that_are_not_the_caches(state: Path, run: Run) -> None:
+    other = state / "embeddings" / "datasets"
+    other.mkdir()
+    (other / "a.arrow").touch()
+    run("prune", "--older-than", "0", "--yes")
+    assert [folder.name for folder in (state / "embeddings").iterdir()] == ["datasets"]
+
+
+def test_cache__url_with_credentials_is_refused_and_not_repeated(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE_URL", "s3://key:secret@bucket/prefix")
+    with pytest.raises(ParamsError) as refused:
+        run("list")
+    assert "cache_url" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+class OtherTier:
+    """A tier with a fingerprint that this disk lacks."""
+
+    def fingerprints(self) -> list[str]:
+        return ["cc33" * 16]
+
+
+def test_cache_verify__is_of_this_disk_whatever_the_tier_has(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.embedding.embed.tier_of", lambda settings: OtherTier())
+    assert sorted(run("verify")) == [FIRST, SECOND]
+    with pytest.raises(CacheError, match="^cc: no such fingerprint on this disk; see"):
+        run("verify", "cc")
 
 
 def test_cache_prune__without_a_condition_is_refused(run: Run) -> None:

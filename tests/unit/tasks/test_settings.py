@@ -66,6 +66,7 @@ def test_settings__cache_url_names_a_bucket(monkeypatch: pytest.MonkeyPatch, url
         ("cache_url", "s3:///prefix"),
         ("cache_url", "https://bucket"),
         ("cache_url", ""),
+        ("cache_url", "s3://key:secret@bucket/prefix"),
         ("forward", "onnx"),
         ("runner", "spark"),
         ("shards", "0"),
@@ -75,8 +76,9 @@ def test_settings__value_that_is_none_is_an_error(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"REGRAFT_{name.upper()}", value)
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(ValidationError, match=name) as error:
         Settings()
+    assert "secret" not in str(error.value)
 
 
 def test_root__is_the_checkout() -> None:

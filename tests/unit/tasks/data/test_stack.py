@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tasks.data.image import BadImage
-from tasks.data.stack import Rows, check_stack, is_stack, open_stack, read_row, row_digest, split_path
+from tasks.data.stack import Rows, check_stack, is_stack, row_digest, split_path
 
 IMAGES = np.arange(5 * 4 * 6 * 3, dtype=np.uint8).reshape(5, 4, 6, 3)
 
@@ -56,10 +56,19 @@ def test_split_path__a_row_or_a_file(path: str, expected: tuple[str, int | None]
 def test_stack__images_are_as_saved(array: NDArray[np.uint8], shape: tuple[int, ...], tmp_path: Path) -> None:
     file = saved(tmp_path, array)
     assert is_stack(file)
-    images = open_stack(file)
-    assert (images.shape, images.flags.writeable) == (shape, False)
-    assert np.array_equal(images, array.reshape(shape))
-    assert np.array_equal(read_row(file, len(array) - 1), array.reshape(shape)[-1])
+    stack = check_stack(file, 42)
+    assert stack.shape == shape
+    images = array.reshape(shape)
+    assert np.array_equal(stack.read(range(shape[0])), images)
+    some = [shape[0] - 1, 0, shape[0] // 2, 0]
+    assert np.array_equal(stack.read(some), images[some])
+
+
+def test_stack__that_became_shorter_is_not_read(tmp_path: Path) -> None:
+    stack = check_stack(saved(tmp_path, IMAGES), 24)
+    stack.file.write_bytes(stack.file.read_bytes()[:-1])
+    with pytest.raises(BadImage, match="truncated"):
+        stack.read([3, 4])
 
 
 def test_stack__digest_of_a_row_is_over_its_shape_and_bytes(tmp_path: Path) -> None:
@@ -69,7 +78,7 @@ def test_stack__digest_of_a_row_is_over_its_shape_and_bytes(tmp_path: Path) -> N
     ]
     assert stack.digests(0, 5) == b"".join(expected)
     assert stack.digests(2, 4) == b"".join(expected[2:4])
-    assert [row_digest(image) for image in open_stack(stack.file)] == [row.hex() for row in expected]
+    assert [row_digest(image) for image in stack.read(range(5))] == [row.hex() for row in expected]
 
 
 def test_stack__digests_are_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +94,7 @@ def test_stack__same_pixels_in_another_shape_are_another_image() -> None:
 
 def test_stack__row_beyond_the_last(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match=r"no such row; the stack has 5 \(from 0\)"):
-        read_row(saved(tmp_path, IMAGES), 5)
+        check_stack(saved(tmp_path, IMAGES), 24).read([0, 5])
 
 
 def test_rows__are_unpacked_as_packed() -> None:
@@ -154,7 +163,7 @@ def test_stack__flipped_bytes_of_the_header_never_raise_anything_else(tmp_path: 
             content[chance.randrange(6, 128)] = chance.randrange(256)
         file.write_bytes(content)
         with suppress(BadImage):
-            good += open_stack(file, 24).shape == (5, 4, 6, 3)
+            good += check_stack(file, 24).read(range(5)).shape == (5, 4, 6, 3)
     assert good < 200
 
 

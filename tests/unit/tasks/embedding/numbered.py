@@ -11,13 +11,14 @@ import numpy as np
 from tasks.embedding.cache import EmbeddingCache
 
 DIM = 3
+ONE, TWO = "1" * 64, "2" * 64  # fingerprints
 
 
 def digest(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def opened(root: Path, fingerprint: str = "one") -> EmbeddingCache:
+def opened(root: Path, fingerprint: str = ONE) -> EmbeddingCache:
     return EmbeddingCache(root, fingerprint, DIM)
 
 
@@ -26,7 +27,7 @@ def fill(cache: EmbeddingCache, numbers: Sequence[int]) -> None:
     cache.append([digest(n) for n in numbers], np.array([[n] * DIM for n in numbers], dtype=np.float32))
 
 
-def append(root: Path, numbers: Sequence[int], fingerprint: str = "one") -> Path:
+def append(root: Path, numbers: Sequence[int], fingerprint: str = ONE) -> Path:
     """Writes a segment of these samples; its file."""
     cache = opened(root, fingerprint)
     before = set(cache.segments())

@@ -1,3 +1,4 @@
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -10,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tasks.embedding import backbone as backbones
+from tasks.embedding import source
+from tasks.embedding.source import embedder_of, fingerprint
 from tasks.errors import BackboneError
 from tasks.params import EmbeddingParams
 from tasks.records import Backbone, Block, Embedder
@@ -103,8 +106,8 @@ def test_resolve__identity_is_the_same_wherever_the_weights_lie(
     ids=lambda change: next(iter(change)),
 )
 def test_fingerprint__changes_with(backbone: Backbone, block: Block, change: dict[str, object]) -> None:
-    assert backbones.fingerprint(backbone, block) == block.digest
-    assert backbones.fingerprint(backbone.model_copy(update=change), block) != block.digest
+    assert fingerprint(backbone, block) == block.digest
+    assert fingerprint(backbone.model_copy(update=change), block) != block.digest
 
 
 @pytest.mark.parametrize(
@@ -124,15 +127,27 @@ def test_fingerprint__changes_with_preprocessing(
     preprocess = backbone.preprocess.model_copy(update=change)
     assert preprocess != backbone.preprocess
     changed = backbone.model_copy(update={"preprocess": preprocess})
-    assert backbones.fingerprint(changed, block) != block.digest
+    assert fingerprint(changed, block) != block.digest
 
 
 @pytest.mark.parametrize("what", ["EMBEDDING_VERSION", "DECODER"])
 def test_fingerprint__changes_with_the_version_of_the_code(
     backbone: Backbone, block: Block, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(backbones, what, "1000")
-    assert backbones.fingerprint(backbone, block) != block.digest
+    monkeypatch.setattr(source, what, "1000")
+    assert fingerprint(backbone, block) != block.digest
+
+
+@pytest.mark.parametrize("library", ["timm", "pillow", "torchvision", "torch"])
+def test_embedder_of__has_the_fingerprints_of_what_is_installed(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    assert embedder_of([backbone]).backbones == (backbone,)
+    version = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda of: "99.1" if of == library else version(of))
+    (later,) = embedder_of([backbone]).backbones
+    assert {block.digest for block in later.blocks}.isdisjoint(block.digest for block in backbone.blocks)
+    assert [block.parts for block in later.blocks] == [block.parts for block in backbone.blocks]
 
 
 # blocks

@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -323,6 +324,67 @@ def test_extract__segments_are_written_along_the_way(
     # The last pieces may be ready before the writer is.
     assert 1 + (parts > 1) <= len(list(cache.segments())) <= parts
     assert len(cache) == len(photos)
+
+
+def test_extract__waits_for_a_slow_disk_rather_than_fill_the_memory(
+    small: Embedder, photos: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "SEGMENT_ROWS", 2)
+    monkeypatch.setattr(extraction, "threads", lambda: 1)
+    append, written, waiting = EmbeddingCache.append, 0, []
+    go_on = threading.Event()
+
+    def slow(self: EmbeddingCache, digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        nonlocal written
+        assert go_on.wait(60)
+        append(self, digests, vectors)
+        written += len(digests)
+
+    def hear(done: int) -> None:
+        waiting.append(done - written)
+        if done >= 2:
+            go_on.set()
+
+    monkeypatch.setattr(EmbeddingCache, "append", slow)
+    fill(photos, small, tmp_path, hear, batch=2)
+    # One segment being written, one that is full, and what the pieces in between brought.
+    assert max(waiting) <= 2 + 2 * (1 + extraction._WAITING + 1)
+    assert written == len(photos)
+
+
+def test_extract__holds_few_large_images_decoded_at_a_time(
+    small: Embedder, photos: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[int] = []
+    crops = Extractor.crops
+
+    def counted(self: Extractor, images: Sequence[Tensor], digests: Sequence[str]) -> list[Tensor]:
+        at_once.append(len(images))
+        return crops(self, images, digests)
+
+    expected = gathered(fill(photos, small, tmp_path / "a", batch=11), photos)
+    monkeypatch.setattr(Extractor, "crops", counted)
+    monkeypatch.setattr(extraction, "_PIXELS", 2 * 250 * 250)  # two of these photos
+    caches = fill(photos, small, tmp_path / "b", batch=11)
+    assert at_once == [2, 2, 2, 2, 2, 1]
+    assert gathered(caches, photos).tobytes() == expected.tobytes()
+
+
+def test_extract__files_and_rows_of_stacks_side_by_side(
+    small: Embedder, photos: list[Sample], tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 1), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    rows = [Sample(row_digest(image), tmp_path / "a.npy", row) for row, image in enumerate(images)]
+    mixed = [rows[0], photos[0], rows[2], photos[1], rows[1]]
+    together = gathered(fill(mixed, small, tmp_path / "together", batch=5), mixed)
+    apart = gathered(fill(mixed, small, tmp_path / "apart", batch=1), mixed)
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
+
+
+def gathered(caches: Caches, samples: Sequence[Sample]) -> NDArray[np.float32]:
+    (cache,) = caches.values()
+    return cache.gather(digests(samples))
 
 
 def test_extract__disk_that_is_full_ends_it(

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.embedding.decode import from_image
-from tasks.embedding.preprocess import batch, check_view, crop, crops
+from tasks.embedding.preprocess import batch, crop, crops
 from tasks.records import Preprocess
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -254,16 +254,3 @@ def test_random_crop__without_a_digest_for_each_image_is_refused() -> None:
         batch(images, how(8, 8), "crop-0", [])
     with pytest.raises(ValueError, match="needs as many digests, not 1"):
         crops(torch.stack(images), how(8, 8), "crop-0", ["a"])
-
-
-@pytest.mark.parametrize("name", ["identity", "hflip", "vflip", "crop-0", "crop-12"])
-def test_check_view__accepts_every_view(name: str) -> None:
-    check_view(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["", "flip", "crop", "crop-", "crop-01", "crop--1", "crop-1.5", "identity\n"]
-)
-def test_check_view__names_what_is_allowed(name: str) -> None:
-    with pytest.raises(ValueError, match="allowed are identity, hflip, vflip and crop-0, crop-1, …"):
-        check_view(name)
