@@ -90,9 +90,9 @@ def _batches(images: NDArray[np.uint8], size: int) -> Row:
         unit="images/s",
         work=COUNT,
         goal=100.0 if size == 28 else None,
-        note=f"{machine.cores()} threads, batches of {BATCH} to standardised floats; against Image.fromarray, ToTensor,"
-        f" Normalize{' and Resize' if resized else ''} on each and a DataLoader with {workers} workers"
-        " (best of 0, 1, 2)",
+        note=f"{machine.cores()} threads, batches of {BATCH} to standardised floats; against"
+        f" Image.fromarray, ToTensor, Normalize{' and Resize' if resized else ''} on each and a"
+        f" DataLoader with {workers} workers (best of 0, 1, 2)",
         limits="the floats are twelve times the bytes read, and their writing is most of the time",
     )
 

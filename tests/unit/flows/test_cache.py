@@ -133,7 +133,7 @@ def test_cache_verify__is_of_this_disk_whatever_the_tier_has(
 ) -> None:
     monkeypatch.setattr("tasks.embedding.embed.tier_of", lambda settings: OtherTier())
     assert sorted(run("verify")) == [FIRST, SECOND]
-    with pytest.raises(CacheError, match="^cc: no such fingerprint on this disk; see"):
+    with pytest.raises(CacheError, match=r"^cc: no such fingerprint on this disk; see"):
         run("verify", "cc")
 
 
