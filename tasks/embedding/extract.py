@@ -58,8 +58,7 @@ class Extractor:
             self._wanted.setdefault(block.view, []).append((place, block.digest))
 
     def __call__(self, images: Sequence[Tensor], digests: Sequence[str]) -> Vectors:
-        """Embeds N decoded images [3, H, W] of any sizes. A vector does not depend, to the last bit, on
-        what it is embedded with."""
+        """Embeds N decoded images [3, H, W] of any sizes; for what a vector depends on see `batch_for`."""
         return self.vectors(self.crops(images, digests))
 
     def crops(self, images: Sequence[Tensor] | Tensor, digests: Sequence[str]) -> list[Tensor]:

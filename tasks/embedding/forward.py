@@ -165,7 +165,7 @@ def batch_for(size: int, pixels: int = _CPU_PIXELS) -> int:
 
     Small batches are quickest on a CPU, because their activations stay in its cache. The number is
     fixed and the last batch padded: kernels are chosen by shape, so a vector does not depend on its
-    company.
+    company (but for the last bit, where torch computes few exponentials: they are rounded by place).
     """
     return max(4, min(256, round(pixels / size**2)))
 
