@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data import store
-from tasks.embedding import embed, shards
+from tasks.embedding import embed, shards, source
 from tasks.embedding.shards import Shard, clear, plan, run
 from tasks.errors import StackError
 from tasks.records import DatasetVersion, Embedder, Manifest
@@ -95,8 +95,8 @@ def test_run__other_software_is_refused(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (shard,) = plan(MANIFEST, EMBEDDER, settings(shards=1), ("train",))
-    monkeypatch.setattr(shards, "EMBEDDING_VERSION", 0)
-    with pytest.raises(StackError, match=r"has embedding 0\.1, pillow .*; install the same on all machines"):
+    monkeypatch.setattr(source, "EMBEDDING_VERSION", 0)
+    with pytest.raises(StackError, match=r"has embedding 0, decoder .*; install the same on all machines"):
         run(shard, DATASET, EMBEDDER, settings(), 1)
 
 
