@@ -20,6 +20,8 @@ from tasks.errors import RegraftError
 from tasks.params import BUILTIN, Params, load_params
 from tasks.settings import ROOT, Settings
 
+_INTERRUPTED = 130  # exit status after Ctrl-C
+
 app = typer.Typer(
     help="Keeps production models adapted to data that keeps changing.",
     no_args_is_help=True,
@@ -156,8 +158,10 @@ def main() -> None:
         app()
     except RegraftError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to carry on", 130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what Typer makes of Ctrl-C
+            _fail("interrupted; run the same command again to carry on", _INTERRUPTED)
+        raise
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}{_details()}")
 
