@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,8 +64,9 @@ def plan(manifest: Manifest, embedder: Embedder, settings: Settings, splits: Seq
     folder = settings.root / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if time.time() - file.stat().st_mtime > _FORGOTTEN_S:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run removes its own
+            if time.time() - file.stat().st_mtime > _FORGOTTEN_S:
+                file.unlink()
     run = uuid.uuid4().hex  # the lists are this run's own, which it removes when it is through
     shards = []
     for number in range(count):
@@ -203,7 +204,7 @@ def _images(dataset: DatasetVersion, paths: Iterable[str], settings: Settings) -
 def _remove_left(place: Path) -> None:
     """Removes the folders of processes that were killed."""
     for left in place.glob("*/.held"):
-        with left.open() as held:
+        with suppress(FileNotFoundError), left.open() as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
