@@ -125,4 +125,4 @@ def test_command__setting_that_is_none(bad: Workplace) -> None:
     )
     message = refused(done)
     assert message.startswith("environment, REGRAFT_*: prefect_port: ")
-    assert message.endswith("(given: 'many')")
+    assert "many" not in message  # it may be a password in an address
