@@ -118,8 +118,10 @@ def test_up__rest_run_goes_through_the_worker_to_a_registered_version(local: Loc
     found = local.api(f"flow_runs/{run}")
     assert found["work_pool_name"] == "adapt"
     shown = local.artifacts(run)
-    assert set(shown) == {"data", "embed", "gate", "metrics", "summary", "mlflow"}
-    assert float(shown["embed"]) == 100  # per cent
+    # Another test of this session may have embedded the same images; then there is no progress to show.
+    progress = {"embed": shown["embed"]} if "180 embedded now" in shown["summary"] else {}
+    assert set(shown) == {"data", "gate", "metrics", "summary", "mlflow", *progress}
+    assert [float(percent) for percent in progress.values()] in ([], [100])
     assert "woven version 1 (champion) (180 samples" in shown["summary"]
     assert version["run_id"] in shown["mlflow"]
 
