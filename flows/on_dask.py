@@ -7,7 +7,7 @@ from typing import Any
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from flows.runner import require_reachable
-from tasks.errors import StackError
+from tasks.errors import StackError, public
 
 
 class DaskRunner(DaskTaskRunner):
@@ -38,5 +38,5 @@ class DaskRunner(DaskTaskRunner):
         try:
             assert self.client is not None  # reaches the cluster, or starts it
         except Exception as error:  # its kinds are many
-            place = self.address or "this machine"
+            place = public(self.address) if self.address else "this machine"
             raise StackError(f"dask: {place}: can't be used ({' '.join(str(error).split())[:300]})") from None

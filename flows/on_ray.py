@@ -11,7 +11,7 @@ from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture
 
 from flows.runner import require_reachable
-from tasks.errors import StackError
+from tasks.errors import StackError, public
 
 _STORE_BYTES = 128 << 20  # of Ray's shared memory: only records travel
 
@@ -66,7 +66,7 @@ def _connect(address: str | None) -> dict[str, Any]:
             address or "local", log_to_driver=False, logging_level=logging.ERROR, namespace="regraft", **here
         )
     except Exception as error:  # its kinds are many
-        place = address or "this machine"
+        place = public(address) if address else "this machine"
         raise StackError(f"ray: {place}: can't be used ({' '.join(str(error).split())[:300]})") from None
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus, cores = int(found.get("GPU", 0)), int(found.get("CPU", 0))

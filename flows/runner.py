@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.errors import ParamsError, StackError
+from tasks.errors import ParamsError, StackError, public
 from tasks.settings import Settings
 
 _LIBRARIES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
@@ -62,12 +62,12 @@ def require_reachable(address: str) -> None:
     except ValueError:
         host = port = None
     if host is None or port is None:
-        raise StackError(f"REGRAFT_RUNNER_ADDRESS: {address}: is not an address like head:6379")
+        raise StackError(f"REGRAFT_RUNNER_ADDRESS: {public(address)}: is not an address like head:6379")
     try:
         socket.create_connection((host, port), timeout=_REACHED_S).close()
     except OSError as error:
         raise StackError(
-            f"REGRAFT_RUNNER_ADDRESS: {address}: can't be reached ({error.strerror or error})"
+            f"REGRAFT_RUNNER_ADDRESS: {public(address)}: can't be reached ({error.strerror or error})"
         ) from None
 
 

@@ -47,8 +47,9 @@ def run(
         CacheError: samples are still missing after embedding them, or the cache can't be written.
         DataError: a file vanished or changed since the manifest was made.
     """
-    computed = embed_missing(files_of(manifest, splits), data, embedder, settings, max_pixels, progress)
-    return complete(manifest, embedder, settings, splits, computed)
+    files = files_of(manifest, splits)
+    computed = embed_missing(files, data, embedder, settings, max_pixels, progress)
+    return complete(files, embedder, settings, computed)
 
 
 def embed_missing(
@@ -103,18 +104,16 @@ def embed_missing(
     return len(todo)
 
 
-def complete(
-    manifest: Manifest, embedder: Embedder, settings: Settings, splits: Sequence[Split], computed: int
-) -> Embeddings:
+def complete(files: Mapping[str, str], embedder: Embedder, settings: Settings, computed: int) -> Embeddings:
     """Brings what the shared tier has and this disk lacks, and proves that nothing is lacking.
 
     Args:
+        files: digest -> path of the samples.
         computed: samples that were embedded for this.
 
     Raises:
         CacheError: samples are missing.
     """
-    files = files_of(manifest, splits)
     for block, cache in _open(embedder, settings).items():
         cache.fetch(list(files))
         missing = cache.missing(list(files))

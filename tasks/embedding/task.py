@@ -89,7 +89,8 @@ def collect_embeddings(
     manifest: Manifest, embedder: Embedder, splits: tuple[Split, ...], planned: list[Shard]
 ) -> Embeddings:
     """Brings to this machine what the shards made, and proves that nothing is lacking."""
-    made = embed.complete(manifest, embedder, Settings(), splits, sum(shard.samples for shard in planned))
+    files = embed.files_of(manifest, splits)
+    made = embed.complete(files, embedder, Settings(), sum(shard.samples for shard in planned))
     try:
         shards.clear(planned, Settings())
     except CacheError as error:  # all that was wanted is here
