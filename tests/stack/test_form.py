@@ -3,10 +3,11 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -63,8 +64,14 @@ class Form:
             f"[normalize-space()='{label}' or normalize-space()='{label} (Optional)']]"
             for label in labels
         )
-        WebDriverWait(self._browser, 60).until(condition.presence_of_element_located((By.XPATH, path)))
-        return self._browser.find_elements(By.XPATH, path)[index]
+
+        def drawn(browser: webdriver.Chrome) -> WebElement | Literal[False]:
+            """The form is laid out, and its sections unfold, some time after their elements exist."""
+            found = browser.find_elements(By.XPATH, path)
+            return found[index] if len(found) > index and found[index].text else False
+
+        waiting = WebDriverWait(self._browser, 60, ignored_exceptions=[StaleElementReferenceException])
+        return waiting.until(drawn)
 
     def fill(self, *labels: str, value: object, index: int = 0) -> None:
         control = self.field(*labels, index=index).find_element(By.CSS_SELECTOR, "input, textarea")
