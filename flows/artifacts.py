@@ -3,9 +3,15 @@
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows.headline import headline
-from tasks.evaluation.report import data_report, gate_report
-from tasks.records import AdaptResult, Audit, DatasetVersion, Decision, Evaluation, Manifest
+from flows.headline import head_in_words, headline
+from tasks.evaluation.report import (
+    audit_report,
+    baselines_report,
+    data_report,
+    gate_report,
+    robustness_report,
+)
+from tasks.records import AdaptResult, Audit, DatasetVersion, Decision, Evidence, Manifest
 
 
 def publish_data(dataset: DatasetVersion, audit: Audit, manifest: Manifest) -> None:
@@ -13,9 +19,20 @@ def publish_data(dataset: DatasetVersion, audit: Audit, manifest: Manifest) -> N
     create_markdown_artifact(data_report(dataset, audit, manifest), key="data", description="Data report")
 
 
-def publish_gate(decision: Decision, evaluation: Evaluation) -> None:
-    """The gate's verdict with its reasons, and the metrics as a table."""
+def publish_gate(decision: Decision, evidence: Evidence) -> None:
+    """The gate's verdict with its reasons, the metrics as a table, and what else was judged."""
+    evaluation = evidence.evaluation
     create_markdown_artifact(gate_report(decision, evaluation), key="gate", description="Gate")
+    create_markdown_artifact(
+        audit_report(evidence.findings), key="audit", description="What the embeddings say about the data"
+    )
+    create_markdown_artifact(
+        baselines_report(evidence.baselines), key="baselines", description="Baselines and learning curve"
+    )
+    if evidence.robustness is not None:
+        create_markdown_artifact(
+            robustness_report(evidence.robustness), key="robustness", description="Robustness"
+        )
     champion = evaluation.champion_metrics or {}
     create_table_artifact(
         [
@@ -29,7 +46,7 @@ def publish_gate(decision: Decision, evaluation: Evaluation) -> None:
             for name, interval in evaluation.metrics.items()
         ],
         key="metrics",
-        description="Metrics on the test split, with 95 % intervals",
+        description=f"Metrics on the test split, with {1 - evaluation.alpha:.0%} intervals",
     )
 
 
@@ -38,6 +55,9 @@ def publish_result(result: AdaptResult) -> AdaptResult:
     create_markdown_artifact(summary(result), key="summary", description="Result")
     create_link_artifact(
         result.links["mlflow"], link_text="MLflow run", key="mlflow", description="Run in MLflow"
+    )
+    create_link_artifact(
+        result.links["report"], link_text="Report", key="report", description="Report (HTML, in MLflow)"
     )
     get_run_logger().info("%s: %s", result.state, headline(result))
     return result
@@ -51,11 +71,11 @@ def summary(result: AdaptResult) -> str:
 {headline(result)}
 
 Data version `{result.dataset.digest}`, {result.dataset.quarantined:,} samples quarantined;
-C = {result.head.strength:g}, temperature {result.head.temperature:.3f}.
+{head_in_words(result.head)}.
 
 | task | seconds |
 |---|---:|
 {seconds}
 
-[MLflow run]({result.links["mlflow"]})
+[Report]({result.links["report"]}), [MLflow run]({result.links["mlflow"]})
 """

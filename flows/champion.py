@@ -1,5 +1,7 @@
 """The champion, ready to be judged on today's test split."""
 
+from dataclasses import dataclass
+
 from flows.embedding import embed
 from tasks.errors import RegraftError
 from tasks.params import DataParams
@@ -7,16 +9,31 @@ from tasks.records import Champion, DatasetVersion, Embeddings, Manifest
 from tasks.registry.task import load_champion
 
 
-def champion_on_test(
-    name: str, manifest: Manifest, dataset: DatasetVersion, params: DataParams
-) -> tuple[Champion | None, Embeddings | None, str | None]:
-    """The champion with the test split as its backbones see it; or why that can't be had; or
-    neither, where there is no champion yet."""
+@dataclass(frozen=True)
+class Incumbent:
+    """What serves today: a champion with the test split as its backbones see it; or why that can't be
+    had; or nothing, where there is no champion yet."""
+
+    champion: Champion | None = None
+    embeddings: Embeddings | None = None
+    problem: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        return self.champion.version if self.champion else None
+
+
+def champion_on_test(name: str, manifest: Manifest, dataset: DatasetVersion, params: DataParams) -> Incumbent:
     try:
         champion = load_champion(name)
         if champion is None:
-            return None, None, None
+            return Incumbent()
+        if champion.target != manifest.target:
+            return Incumbent(
+                problem=f"version {champion.version} answers with a {champion.target}, the data has"
+                f" a {manifest.target} (data.target); give the model another name"
+            )
         embeddings = embed(manifest, dataset, champion.embedder, params, ("test",), name="embed for champion")
-        return champion, embeddings, None
+        return Incumbent(champion, embeddings)
     except RegraftError as error:
-        return None, None, str(error)
+        return Incumbent(problem=str(error))

@@ -1,4 +1,4 @@
-"""The command line: `regraft adapt`, `data`, `models`, `up`, `down`, `ui`."""
+"""The command line: `regraft adapt`, `backbones`, `cache`, `data`, `models`, `up`, `down`, `ui`."""
 
 import getpass
 import json
@@ -14,11 +14,12 @@ import typer
 from pydantic import ValidationError
 
 from flows import show, stack
+from flows.backbones import backbones_app
 from flows.cache import cache_app
-from flows.options import AsJson, State, settings_of, tell
+from flows.options import AsJson, State, params_of, settings_of, tell
 from tasks.errors import RegraftError
-from tasks.params import BUILTIN, Params, load_params
-from tasks.settings import ROOT, Settings
+from tasks.params import BUILTIN, Params
+from tasks.settings import Settings
 
 _INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -32,6 +33,7 @@ data_app = typer.Typer(help="Versions of the data.", no_args_is_help=True)
 models_app = typer.Typer(help="Versions of the models.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
+app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 
 
@@ -51,7 +53,7 @@ def adapt(
 ) -> None:
     """Adapt a model to a dataset: version, embed, train, judge, register."""
     settings = settings_of(state)
-    values = _params(params)
+    values = params_of(params)
     with show.progress(quiet=as_json):
         api = stack.api(settings)
         # The API takes seconds to come up, and so does what the flow needs first: both at once.
@@ -131,7 +133,7 @@ def models_promote(
 @app.command()
 def up(state: State = None, as_json: AsJson = False) -> None:
     """Start Prefect, MLflow and a worker in the background, with the deployments."""
-    started = stack.up(settings_of(state), _params(None))
+    started = stack.up(settings_of(state), params_of(None))
     tell(as_json, started.model_dump(mode="json"), _addresses(started))
 
 
@@ -145,7 +147,7 @@ def down(state: State = None) -> None:
 @app.command()
 def ui(state: State = None, as_json: AsJson = False) -> None:
     """Start the servers if they are not up, and print their addresses."""
-    started = stack.up(settings_of(state), _params(None))
+    started = stack.up(settings_of(state), params_of(None))
     tell(as_json, {"prefect": started.prefect, "mlflow": started.mlflow}, _addresses(started))
 
 
@@ -197,13 +199,6 @@ def _prepare(settings: Settings, params: Params) -> None:
     with suppress(RegraftError):
         connect(settings)
         remembered(params.embedding, settings.root / "weights")
-
-
-def _params(file: Path | None) -> Params:
-    default = ROOT / "params.yaml"
-    if file is None and not default.exists():  # installed without the checkout
-        return Params()
-    return load_params(file or default)
 
 
 def _addresses(started: stack.Stack) -> str:

@@ -1,6 +1,6 @@
 """A result in one line."""
 
-from tasks.records import AdaptResult
+from tasks.records import AdaptResult, HeadFacts
 
 
 def headline(result: AdaptResult) -> str:
@@ -16,3 +16,13 @@ def headline(result: AdaptResult) -> str:
         return f"not registered, the gate failed on {failed} ({samples}, {embedded})"
     alias = f" ({result.model.alias})" if result.model and result.model.alias else ""
     return f"{model}{alias} ({samples}, {embedded})"
+
+
+def head_in_words(head: HeadFacts) -> str:
+    """`logistic head, C = 0.01, temperature 0.930`."""
+    words = [f"{head.kind} head"]
+    if head.strength is not None:
+        words.append(f"{'k' if head.kind == 'knn' else 'C'} = {head.strength:g}")
+    if head.temperature != 1:
+        words.append(f"temperature {head.temperature:.3f}")
+    return ", ".join(words)

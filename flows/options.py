@@ -9,8 +9,8 @@ import typer
 from pydantic import ValidationError
 
 from tasks.errors import ParamsError, StackError
-from tasks.params import explain
-from tasks.settings import Settings
+from tasks.params import Params, explain, load_params
+from tasks.settings import ROOT, Settings
 
 State = Annotated[Path | None, typer.Option("--state", help="Folder of all state.", show_default=".regraft")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of the output.")]
@@ -31,6 +31,14 @@ def settings_of(state: Path | None) -> Settings:
     if not os.access(settings.root, os.W_OK):
         raise StackError(f"{settings.root}: this state folder is read-only; name another with --state")
     return settings
+
+
+def params_of(file: Path | None) -> Params:
+    """The parameters of a file; without one those of the checkout's params.yaml."""
+    default = ROOT / "params.yaml"
+    if file is None and not default.exists():  # installed without the checkout
+        return Params()
+    return load_params(file or default)
 
 
 def tell(as_json: bool, values: dict[str, Any], text: str) -> None:

@@ -9,22 +9,26 @@ from typing import Any, Self
 
 from prefect.runtime import flow_run
 
+from tasks.errors import public
 from tasks.params import Params
 from tasks.records import (
     AdaptResult,
     Audit,
+    AuditFacts,
     DatasetFacts,
     DatasetVersion,
     Decision,
     Embedder,
     EmbeddingFacts,
     Embeddings,
-    Evaluation,
+    Evidence,
     GateFacts,
     Head,
     HeadFacts,
     Manifest,
+    ModelPackage,
     Registration,
+    Report,
     digest_of,
 )
 from tasks.registry.adapt_run import AdaptRun
@@ -54,10 +58,12 @@ class Run:
         manifest: Manifest,
         embeddings: Embeddings,
         head: Head,
-        evaluation: Evaluation,
+        evidence: Evidence,
         decision: Decision,
+        report: Report,
     ) -> AdaptResult:
         """The result so far; `registered` completes it."""
+        findings = evidence.findings
         return AdaptResult(
             state="registered" if decision.passed else "rejected",
             dataset=DatasetFacts(
@@ -66,18 +72,47 @@ class Run:
                 quarantined=len(audit.quarantined),
             ),
             embedding=EmbeddingFacts(computed=embeddings.computed, cached=embeddings.cached),
-            head=HeadFacts(strength=head.strength, temperature=head.temperature),
-            metrics=evaluation.metrics,
-            champion_metrics=evaluation.champion_metrics,
+            head=HeadFacts(kind=head.kind, strength=head.strength, temperature=head.temperature),
+            audit=AuditFacts(
+                near_duplicates=findings.near_duplicates,
+                leakage=findings.leakage,
+                label_errors=findings.label_errors,
+                outliers=findings.outliers,
+            ),
+            metrics=evidence.evaluation.metrics,
+            champion_metrics=evidence.evaluation.champion_metrics,
             gate=GateFacts(passed=decision.passed, reasons=decision.reasons),
             model=None,
             seconds={},
             run_id="",
+            report=str(report.path / "report.html"),
             links={},
         )
 
+    def lineage(self) -> dict[str, str]:
+        """What made the model, for people."""
+        told = {
+            "Data source": public(self.dataset.source),
+            "Data version (DVC)": self.dataset.digest,
+            "Backbones": ", ".join(backbone.name for backbone in self.embedder.backbones),
+            "Embedder": self.embedder.digest,
+            "Parameters": digest_of(self.params),
+            "Code": code_digest(),
+            "Commit": _git_commit() or "",
+            "Prefect run": _flow_run_url(),
+        }
+        return {what: value for what, value in told.items() if value}
+
     def record(
-        self, audit: Audit, manifest: Manifest, head: Head, evaluation: Evaluation, decision: Decision
+        self,
+        audit: Audit,
+        manifest: Manifest,
+        embedder: Embedder,
+        head: Head,
+        package: ModelPackage,
+        evidence: Evidence,
+        decision: Decision,
+        report: Report,
     ) -> AdaptRun:
         """All that MLflow keeps."""
         return AdaptRun(
@@ -87,10 +122,12 @@ class Run:
             data=self.dataset,
             audit=audit,
             manifest=manifest,
-            embedder=self.embedder,
+            embedder=embedder,
             head=head,
-            evaluation=evaluation,
+            package=package,
+            evidence=evidence,
             decision=decision,
+            report=report,
             flow_run_id=flow_run.id,
             flow_run_url=_flow_run_url(),
             git_commit=_git_commit(),
@@ -102,7 +139,11 @@ class Run:
                 "model": registration.version,
                 "run_id": registration.run_id,
                 "seconds": seconds_of(flow_run.id),
-                "links": {"prefect": _flow_run_url(), "mlflow": registration.run_url},
+                "links": {
+                    "prefect": _flow_run_url(),
+                    "mlflow": registration.run_url,
+                    "report": f"{registration.run_url}/artifacts/report/report.html",
+                },
             }
         )
 

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flows.headline import headline
+from flows.headline import head_in_words, headline
 from tasks import progress as reported
 from tasks.records import AdaptResult, Interval
 
@@ -69,7 +69,12 @@ def result(result: AdaptResult, *, up: bool) -> None:
     facts.add_row(
         "embeddings", f"{result.embedding.computed:,} computed, {result.embedding.cached:,} from the cache"
     )
-    facts.add_row("head", f"C = {result.head.strength:g}, temperature {result.head.temperature:.3f}")
+    facts.add_row("head", head_in_words(result.head))
+    facts.add_row(
+        "data audit",
+        f"{result.audit.near_duplicates:,} near-duplicates ({result.audit.leakage:.1%} of test in train too),"
+        f" {result.audit.label_errors:,} likely label errors, {result.audit.outliers:,} outliers",
+    )
     if result.model:
         alias = f", alias {result.model.alias}" if result.model.alias else ""
         facts.add_row("model", escape(f"{result.model.name} version {result.model.version}{alias}"))
@@ -84,9 +89,10 @@ def result(result: AdaptResult, *, up: bool) -> None:
     console.print(gate)
     times = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     console.print(f"[dim]seconds: {escape(times)}[/]")
+    console.print(f"report   {result.report}", soft_wrap=True)
     console.print("" if up else "[dim]the addresses answer after `regraft ui`:[/]")
-    for name, link in result.links.items():
-        console.print(f"{name:8} {link}", soft_wrap=True)
+    for name in ("prefect", "mlflow"):
+        console.print(f"{name:8} {result.links[name]}", soft_wrap=True)
 
 
 def versions(found: "Sequence[VersionInfo]") -> None:

@@ -28,6 +28,10 @@ class CacheError(RegraftError):
     """The embedding cache lacks samples that should be in it, or is damaged."""
 
 
+class GateError(RegraftError):
+    """A decision is not what its digest says, or does not follow from its checks."""
+
+
 class RegistryError(RegraftError):
     """A model version is missing, or may not be used in the way that was asked."""
 

@@ -7,13 +7,17 @@ A record that lies in a folder (`folder`) is written there as `record.json`, las
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# What a label is: one class, any number of labels, or a number.
+Target = Literal["class", "labels", "number"]
 
 
 def digest_of(*parts: object) -> str:
@@ -109,12 +113,15 @@ class Manifest(StageRecord):
     digest (hex SHA-256 of the bytes; for an image of a stack, of its shape and pixels), path, label,
     split, group, size, width, height and any slice columns."""
 
+    target: Target = "class"
     samples: int
-    classes: tuple[str, ...]  # sorted
+    classes: tuple[str, ...]  # sorted; of a number none
     slices: tuple[str, ...]  # names of the slice columns
-    counts: dict[str, dict[str, int]]  # split -> label -> samples
+    counts: dict[str, dict[str, int]]  # split -> label -> samples; of a number split -> `` -> samples
     conflicts: tuple[Rejected, ...]  # exact duplicates with different labels (kept, reported)
     left_out: tuple[Rejected, ...]  # training copies of content that validation or test holds
+    excluded: tuple[Rejected, ...] = ()  # by data.exclude
+    unmatched: tuple[str, ...] = ()  # entries of data.exclude that name no sample
     quarantined: int
 
     @property
@@ -143,7 +150,7 @@ class Block(Record):
 
     layer: str  # `network`: the architecture's own pooled output; else the name of a module
     pooling: tuple[Pooling, ...]  # concatenated in this order; empty for `network`
-    view: str  # identity, hflip, vflip, crop-K
+    view: str  # identity, hflip, vflip, crop-K; disturbed: noise-2, hflip+noise-2
     parts: tuple[int, ...]  # length of each pooling's part
 
     @property
@@ -155,7 +162,7 @@ class Block(Record):
 class Backbone(Record):
     """A frozen backbone, fully determined, and the blocks that are taken from it."""
 
-    name: str  # `timm:NAME` or `torchvision:NAME[@WEIGHTS]`
+    name: str  # `timm:NAME`, `torchvision:NAME[@WEIGHTS]` or `regraft:pixels`
     weights: str  # path of the safetensors file
     weights_digest: str  # hex SHA-256 of that file
     library: str  # of the architecture, with its version: `timm 1.0.31`
@@ -178,6 +185,19 @@ class Embedder(Record):
         """D, length of an embedding."""
         return sum(block.dim for block in self.blocks)
 
+    def select(self, blocks: Collection[str]) -> Self:
+        """The embedder of only these blocks (digests), in its own order."""
+        if all(block.digest in blocks for block in self.blocks):
+            return self
+        kept = []
+        for backbone in self.backbones:
+            some = tuple(block for block in backbone.blocks if block.digest in blocks)
+            if some:
+                digest = digest_of([block.digest for block in some])
+                kept.append(backbone.model_copy(update={"blocks": some, "digest": digest}))
+        digest = digest_of([block.digest for backbone in kept for block in backbone.blocks])
+        return self.model_copy(update={"digest": digest, "backbones": tuple(kept)})
+
 
 class Embeddings(Record):
     """A complete set of cached embeddings for a manifest (completeness was proved)."""
@@ -192,14 +212,94 @@ class Embeddings(Record):
         """D, length of an embedding."""
         return sum(block.dim for block in self.blocks)
 
+    def select(self, blocks: Collection[str]) -> Self:
+        """The embeddings of only these blocks (digests), in their own order."""
+        kept = tuple(block for block in self.blocks if block.digest in blocks)
+        if kept == self.blocks:
+            return self
+        digest = digest_of(self.digest, [block.digest for block in kept])
+        return self.model_copy(update={"digest": digest, "blocks": kept})
+
+
+Kind = Literal["logistic", "prototype", "knn", "mlp", "multilabel", "ridge"]
+
+
+class Score(BaseModel):
+    """A cross-validated loss (log loss; of numbers the mean squared error): mean and standard error
+    over the folds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    standard_error: float
+
+
+class Confidence(BaseModel):
+    """From which top probability on an answer is right as often as wanted (on validation)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: float  # wanted
+    threshold: float  # least top probability
+    answered: float  # share of the validation samples that reach it
+
+
+class Conformal(BaseModel):
+    """Split-conformal sets: all classes with at least the threshold's probability (on validation)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coverage: float  # wanted
+    threshold: float
+
 
 class Head(StageRecord):
-    """A fitted linear head: `head.safetensors` and `head.json` in `folder`."""
+    """A fitted head: `head.safetensors`, `head.json` and `held_out.parquet` in `folder`.
 
-    classes: tuple[str, ...]
-    strength: float  # chosen C, the inverse of the L2 strength
-    strengths: dict[str, float]  # C -> cross-validated log loss
-    temperature: float
+    `held_out.parquet` has a row per training sample in the manifest's order: digest, path, label,
+    outputs (list of K float32: what the folds that did not see the sample say, calibrated).
+    """
+
+    target: Target
+    kind: Kind
+    classes: tuple[str, ...]  # of a number none
+    blocks: tuple[str, ...]  # digests of the embedding's blocks that it stands on, in their order
+    strength: float | None  # chosen C, the inverse of the L2 strength; of knn k, of mlp epochs, of prototype none
+    strengths: dict[str, float]  # candidate -> cross-validated loss
+    kinds: dict[str, Score]  # of kind auto: each candidate's loss
+    inputs: dict[str, Score]  # of inputs chosen: each tried choice of blocks
+    calibration: Literal["none", "temperature", "vector"]
+    temperature: float  # 1 unless the calibration is that
+    confidence: Confidence | None  # none where no threshold gives the wanted precision
+    conformal: Conformal | None
+
+
+class Shift(BaseModel):
+    """A classifier two-sample test: can the samples of two sets be told apart?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    between: str  # `train and test`, `the champion's train and what came since`
+    samples: tuple[int, int]
+    accuracy: float  # held out; .5: they can't
+    p_value: float
+
+
+class Findings(StageRecord):
+    """What the embeddings say about the data; `folder` holds audit.json, review.csv (for a labeller)
+    and a contact sheet of each kind (near-duplicates.png, label-errors.png, outliers.png)."""
+
+    near_duplicates: int  # pairs
+    leaked: int  # test samples with a near-duplicate in train
+    leakage: float  # their share
+    group_leaks: tuple[str, ...]  # groups with samples in several splits
+    label_errors: int  # flagged samples
+    label_error_rate: float | None  # estimated share of wrong labels; none: not estimated for this target
+    outliers: int
+    confusable: tuple[tuple[str, str, float], ...]  # pairs of classes, share that is mistaken, worst first
+    imbalance: float | None  # largest class / smallest class, in train
+    shifts: tuple[Shift, ...]
+    notes: tuple[str, ...]  # what could not be looked at, and why
 
 
 def _number_or_name(value: float) -> float | str:
@@ -212,7 +312,7 @@ Number = Annotated[float, PlainSerializer(_number_or_name, when_used="json")]
 
 
 class Interval(BaseModel):
-    """A point estimate with its bootstrap 95 % interval."""
+    """A point estimate with its bootstrap interval, which covers 1 - alpha."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -222,7 +322,8 @@ class Interval(BaseModel):
 
 
 class Difference(BaseModel):
-    """Challenger minus champion on the same samples (paired bootstrap)."""
+    """Challenger minus champion on the same samples (paired bootstrap; the p-values by paired
+    randomisation). Better is lower where the metric says so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -230,6 +331,20 @@ class Difference(BaseModel):
     value: Number
     low: Number
     high: Number
+    standard_error: Number
+    p_better: Number  # one-sided, of: the challenger is not better
+    p_worse: Number  # one-sided, of: the challenger is not worse
+
+
+class McNemar(BaseModel):
+    """The exact paired test of two accuracies (binomial, one-sided p-values)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    only_challenger: int  # samples that the challenger alone has right
+    only_champion: int
+    p_better: float
+    p_worse: float
 
 
 class Champion(Record):
@@ -239,38 +354,142 @@ class Champion(Record):
     version: str
     folder: str  # its package: model.json, the weights of its backbones, head.safetensors
     embedder: Embedder
+    target: Target
+    manifest: str | None = None  # path of the manifest it was trained on, where its run has it
+
+
+class Selective(BaseModel):
+    """What became of the head's thresholds on the test split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answered: Number  # share of samples whose confidence reaches the threshold
+    precision: Number  # share of right answers among them
+    coverage: Number  # share of samples whose class is in the conformal set
+    set_size: Number  # mean number of classes in it
 
 
 class Evaluation(StageRecord):
-    """Numbers on the test split; `folder` holds metrics.json, predictions.parquet,
-    confusion.png, reliability.png and their CSV twins."""
+    """Numbers on the test split; `folder` holds metrics.json, predictions.parquet, and PNG files with CSV
+    twins: confusion (of classes), reliability (of classes and labels), predicted (of numbers)."""
 
+    target: Target = "class"
     samples: int  # of the test split
+    alpha: float  # intervals cover 1 - alpha
     metrics: dict[str, Interval]
+    standard_errors: dict[str, Number]  # metric -> bootstrap standard error
+    chance_ece: Number | None  # not of numbers: the ECE that a calibrated model has at this size, in the mean
     per_class: dict[str, dict[str, Interval]]  # label -> metric -> interval
     per_slice: dict[str, dict[str, Interval]]  # `column=value` -> metric -> interval
     slice_samples: dict[str, int]
+    selective: Selective | None
     champion_version: str | None
     champion_metrics: dict[str, Interval] | None
     differences: dict[str, Difference]  # metric -> challenger minus champion
+    mcnemar: McNemar | None
+    slice_differences: dict[str, dict[str, Difference]]  # `column=value` -> metric -> difference
 
 
-class Reason(BaseModel):
+class Robustness(StageRecord):
+    """What disturbed images cost; `folder` holds robustness.png and robustness.csv."""
+
+    samples: int
+    metric: str
+    clean: Number
+    disturbed: dict[str, tuple[Number, ...]]  # noise, blur, … -> the metric at each strength
+    loss: Number  # clean - disturbed in the mean (turned round where lower is better)
+    champion_clean: Number | None
+    champion_disturbed: dict[str, tuple[Number, ...]] | None
+    champion_loss: Number | None
+
+
+class CurvePoint(BaseModel):
+    """A point of the learning curve: the metric with part of the training samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fraction: float
+    samples: int
+    value: Number  # mean over the repeats
+    low: Number  # least and greatest of the repeats
+    high: Number
+
+
+class Baselines(StageRecord):
+    """The model beside what it has to beat; `folder` holds baselines.json, baselines.png and
+    learning_curve.png. All are judged on the same test samples."""
+
+    metric: str
+    train_samples: int  # of the comparison
+    test_samples: int
+    rows: dict[str, Interval]  # backbone, random_weights, raw_pixels, majority -> the metric
+    transfer: Difference | None  # backbone minus random_weights: does transfer help?
+    curve: tuple[CurvePoint, ...]  # on all samples
+    doubled: Interval | None  # the curve's extrapolation to twice the training samples
+
+
+class ModelPackage(StageRecord):
+    """What will be registered, made before it is judged: `folder` holds `package/`."""
+
+    size_bytes: int
+
+    @property
+    def package(self) -> Path:
+        return self.path / "package"
+
+
+class Trial(StageRecord):
+    """The packaged model tried: requests of one image, as they will be served."""
+
+    samples: int
+    p50_ms: float
+    p95_ms: float
+    size_mb: float
+    largest_difference: Number  # of its outputs from the evaluated ones
+    champion_p50_ms: float | None
+    champion_p95_ms: float | None
+    champion_size_mb: float | None
+
+
+class Evidence(BaseModel):
+    """All that the gate judges by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quarantined_fraction: float
+    findings: Findings
+    evaluation: Evaluation
+    robustness: Robustness | None  # none: switched off
+    baselines: Baselines
+    trial: Trial
+
+
+class Check(BaseModel):
     """One check of the gate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     check: str
     passed: bool
-    detail: str
+    detail: str  # the numbers and the reason, in words
+    numbers: dict[str, Number] = {}
+    threshold: Number | None = None
 
 
 class Decision(Record):
-    """The gate's verdict. `digest` covers the inputs, numbers and thresholds."""
+    """The gate's verdict: frozen, complete, and checked by its own digest (see `gate.verify`), which
+    covers every other field."""
 
     passed: bool
+    mode: str
     champion_version: str | None
-    reasons: tuple[Reason, ...]
+    inputs: dict[str, str]  # what was judged: record -> digest
+    thresholds: dict[str, Any]  # the parameters of the gate
+    reasons: tuple[Check, ...]
+
+
+class Report(StageRecord):
+    """`folder` holds report.html (self-contained), card.md (the model card) and the pictures."""
 
 
 class RegisteredVersion(BaseModel):
@@ -316,13 +535,21 @@ class EmbeddingFacts(BaseModel):
     cached: int
 
 
+class AuditFacts(BaseModel):
+    near_duplicates: int
+    leakage: float
+    label_errors: int
+    outliers: int
+
+
 class GateFacts(BaseModel):
     passed: bool
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Check, ...]
 
 
 class HeadFacts(BaseModel):
-    strength: float
+    kind: Kind
+    strength: float | None
     temperature: float
 
 
@@ -333,10 +560,12 @@ class AdaptResult(BaseModel):
     dataset: DatasetFacts
     embedding: EmbeddingFacts
     head: HeadFacts
+    audit: AuditFacts
     metrics: dict[str, Interval]
     champion_metrics: dict[str, Interval] | None
     gate: GateFacts
     model: RegisteredVersion | None
     seconds: dict[str, float]  # task -> seconds
     run_id: str  # of MLflow
-    links: dict[str, str]  # `prefect`, `mlflow`: where to look further
+    report: str  # path of report.html on the machine that made it
+    links: dict[str, str]  # `prefect`, `mlflow`, `report`: where to look further

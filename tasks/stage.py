@@ -23,11 +23,11 @@ R = TypeVar("R", bound=StageRecord)
 
 @lru_cache
 def code_digest() -> str:
-    """Hex SHA-256 over the source of the `tasks` package and the versions of the libraries that
-    compute results."""
+    """Hex SHA-256 over the source of the `tasks` package, its templates included, and the versions of
+    the libraries that compute results."""
     root = Path(__file__).parent
     sources = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".jinja", ".css")):
         sources.update(f"{file.relative_to(root)}\0".encode())
         sources.update(hashlib.sha256(file.read_bytes()).digest())
     for library in ("numpy", "pandas", "pillow", "pyarrow", "scikit-learn", "scipy", "torch"):
@@ -35,7 +35,7 @@ def code_digest() -> str:
     return sources.hexdigest()
 
 
-def stage_key(stage: str, *inputs: BaseModel | str | None) -> str:
+def stage_key(stage: str, *inputs: BaseModel | str | int | None) -> str:
     """Names the result of a stage by its inputs (records by their identity), parameters and code."""
     parts = [part.identity if isinstance(part, Record) else part for part in inputs]
     return digest_of(stage, code_digest(), *parts)[:32]

@@ -39,7 +39,7 @@ def options(stage: str | None = None) -> dict[str, Any]:
     }
 
 
-def stage_folder(stage: str, *inputs: BaseModel | str | None) -> Path:
+def stage_folder(stage: str, *inputs: BaseModel | str | int | None) -> Path:
     """Where the result of a stage lies."""
     return Settings().root / "stages" / stage / stage_key(stage, *inputs)
 

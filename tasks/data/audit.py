@@ -13,7 +13,7 @@ from tasks.data import content, digests, stack, table
 from tasks.data.content import Content
 from tasks.errors import DataError
 from tasks.params import DataParams
-from tasks.records import Audit, DatasetVersion, Rejected, digest_of
+from tasks.records import Audit, DatasetVersion, Rejected, Target, digest_of
 
 
 def run(out: Path, version: DatasetVersion, params: DataParams, state: Path, rehash: bool = False) -> Audit:
@@ -28,7 +28,7 @@ def run(out: Path, version: DatasetVersion, params: DataParams, state: Path, reh
     Raises:
         DataError: more than `params.max_quarantined_fraction` of the samples is unusable, or all.
     """
-    wanted = _wanted(version)
+    wanted = _wanted(version, params.target)
     files = digests.scan(version.data)
     if wanted is not None:
         of_wanted = pa.array({stack.split_path(path)[0] for path in wanted}, pa.string())
@@ -58,12 +58,12 @@ def run(out: Path, version: DatasetVersion, params: DataParams, state: Path, reh
     )
 
 
-def _wanted(version: DatasetVersion) -> list[str] | None:
+def _wanted(version: DatasetVersion, target: Target) -> list[str] | None:
     """The samples that a table names; None: all that the files hold. A table's own folder may hold
     other files."""
     if version.table is None:
         return None
-    rows, _ = table.read((version.data / version.table).read_bytes(), version.table)
+    rows, _ = table.read((version.data / version.table).read_bytes(), version.table, target)
     rejected = {bad.path for bad in version.rejected}
     return sorted(path for path in rows["path"] if path not in rejected)
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import split, table
+from tasks.data import labels, split, table
 from tasks.errors import DataError
 from tasks.params import DataParams
-from tasks.records import SPLITS, Audit, DatasetVersion, Manifest, Rejected
+from tasks.records import Audit, DatasetVersion, Manifest, Rejected, Target
 
 _COLUMNS = ("digest", "path", "label", "split", "group", "size", "width", "height")
 _SHOWN = 10  # labels of one content that a report names
@@ -24,32 +25,41 @@ def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) ->
     A given split is kept, and holds for the whole group; other samples are split by a hash of their
     group or content. While no validation samples are given, some of the given train become that.
     Content that occurs in several splits stays in the one that judges (test, then validation).
+    `data.exclude` takes samples out before all that.
+
+    Labels are written in one way: of the target `labels` sorted names with | between them (none is
+    an empty label), of a number the shortest text that reads as the same float.
 
     Raises:
-        DataError: no test samples were given, a group was given to several splits, or a class has
-            too few samples in a split.
+        DataError: no samples are left, no test samples were given, a group was given to several
+            splits, a label is no number where one is needed, or a class (of numbers a split) has
+            too few samples.
     """
-    frame = _samples(version, audit)
+    frame, excluded, unmatched = _without_excluded(_samples(version, audit, params.target), params.exclude)
+    frame["label"] = labels.normal(frame["label"], frame["path"], params.target)
     slices = tuple(column for column in frame.columns if column not in _COLUMNS)
     frame = frame[[*_COLUMNS, *slices]].sort_values(["digest", "path"], ignore_index=True)
     frame["split"] = _assigned(frame, params)
     conflicts = _conflicts(frame)
     frame, left_out = _without_copies(frame)
-    classes = tuple(sorted(frame["label"].unique()))
-    counts = _counts(frame, classes)
-    _check_counts(counts, classes, params.min_per_class)
+    classes = labels.classes(frame["label"], params.target)
+    counts = labels.counts(frame["label"], frame["split"], classes, params.target)
+    labels.check_counts(counts, classes, params.target, params.min_per_class)
     pq.write_table(
         pa.Table.from_pandas(frame, schema=_schema(slices), preserve_index=False), out / "manifest.parquet"
     )
     return Manifest(
-        digest=_digest(frame, classes),
+        digest=_digest(frame, classes, params.target),
         folder=str(out),
+        target=params.target,
         samples=len(frame),
         classes=classes,
         slices=slices,
         counts=counts,
         conflicts=conflicts,
         left_out=left_out,
+        excluded=excluded,
+        unmatched=unmatched,
         quarantined=len(audit.quarantined),
     )
 
@@ -59,12 +69,12 @@ def _schema(slices: tuple[str, ...]) -> pa.Schema:
     return pa.schema([(name, numbers.get(name, pa.string())) for name in (*_COLUMNS, *slices)])
 
 
-def _samples(version: DatasetVersion, audit: Audit) -> pd.DataFrame:
+def _samples(version: DatasetVersion, audit: Audit, target: Target) -> pd.DataFrame:
     """The good files with their label, and the given split ("" where none), group and slices."""
     files: pd.DataFrame = pq.read_table(audit.path / "files.parquet").to_pandas()
     if version.layout == "table":
         assert version.table is not None
-        rows, _ = table.read((version.data / version.table).read_bytes(), version.table)
+        rows, _ = table.read((version.data / version.table).read_bytes(), version.table, target)
         merged: pd.DataFrame = files.merge(
             rows.drop(columns="row"), on="path", how="inner", validate="one_to_one"
         )
@@ -78,6 +88,35 @@ def _samples(version: DatasetVersion, audit: Audit) -> pd.DataFrame:
         files["split"] = ""
         files["label"] = [part[0] for part in parts]
     return files
+
+
+def _without_excluded(
+    frame: pd.DataFrame, exclude: Sequence[str]
+) -> tuple[pd.DataFrame, tuple[Rejected, ...], tuple[str, ...]]:
+    """The other samples, those that `data.exclude` names by path or digest, and its entries that name
+    none.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    if not exclude:
+        return frame, (), ()
+    by_path, by_digest = frame["path"].isin(exclude), frame["digest"].isin(exclude)
+    out = by_path | by_digest
+    if out.all():
+        raise DataError(f"data.exclude names all {len(frame):,} samples; leave some to train on")
+    reasons = {True: "data.exclude names its path", False: "data.exclude names its digest"}
+    excluded = [
+        Rejected(path=path, reason=reasons[bool(named)])
+        for path, named in zip(frame.loc[out, "path"], by_path[out], strict=True)
+    ]
+    known = {*frame.loc[out, "path"], *frame.loc[out, "digest"]}
+    unmatched = tuple(sorted({entry for entry in exclude if entry not in known}))
+    return (
+        frame[~out].reset_index(drop=True),
+        tuple(sorted(excluded, key=lambda sample: sample.path)),
+        unmatched,
+    )
 
 
 def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
@@ -119,8 +158,7 @@ def _of_the_group(groups: pd.Series, given: list[str]) -> list[str]:
 def _conflicts(frame: pd.DataFrame) -> tuple[Rejected, ...]:
     found = []
     for _, rows in frame[frame.duplicated("digest", keep=False)].groupby("digest"):
-        labels = rows["label"].unique()
-        if len(labels) > 1:
+        if rows["label"].nunique() > 1:
             shown = rows.drop_duplicates("label").head(_SHOWN)  # of many copies, one of each label
             said = ", ".join(
                 f"{path} is labelled {label}"
@@ -146,31 +184,12 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Rejected, 
     return frame[~loses].reset_index(drop=True), tuple(sorted(left_out, key=lambda copy: copy.path))
 
 
-def _counts(frame: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    found = frame.groupby(["split", "label"]).size().to_dict()
-    return {name: {label: int(found.get((name, label), 0)) for label in classes} for name in SPLITS}
-
-
-def _check_counts(counts: dict[str, dict[str, int]], classes: tuple[str, ...], least: int) -> None:
-    if len(classes) < 2:
-        raise DataError(f"only one class is left ({', '.join(classes)}); two are needed")
-    short = [label for label in classes if any(counts[name][label] < least for name in SPLITS)]
-    if not short:
-        return
-    shown = [
-        f"{label} {', '.join(f'{counts[name][label]:,} {name}' for name in SPLITS)}" for label in short[:20]
-    ]
-    more = f"; and {len(short) - 20:,} more classes" if len(short) > 20 else ""
-    raise DataError(
-        f"{len(short)} of {len(classes)} classes have fewer than {least} samples in a split"
-        f" (data.min_per_class): {'; '.join(shown)}{more}. Add samples, raise data.validation_fraction or"
-        " data.test_fraction, or remove the class"
-    )
-
-
-def _digest(frame: pd.DataFrame, classes: tuple[str, ...]) -> str:
-    """Hex SHA-256 over the classes, the columns and every row."""
-    total = hashlib.sha256(json.dumps([classes, list(frame.columns)]).encode())
+def _digest(frame: pd.DataFrame, classes: tuple[str, ...], target: Target) -> str:
+    """Hex SHA-256 over the target, the classes, the columns and every row."""
+    columns = list(frame.columns)
+    # Of classes without their target: so manifests had their digests when there was no other.
+    head = [classes, columns] if target == "class" else [target, classes, columns]
+    total = hashlib.sha256(json.dumps(head).encode())
     for row in frame.itertuples(index=False, name=None):
         total.update(json.dumps(row).encode())
     return total.hexdigest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tasks.data.source import Entry, Listing, folder_listing, table_listing
 from tasks.data.table import SUFFIXES
 from tasks.errors import DataError
-from tasks.records import Rejected
+from tasks.records import Rejected, Target
 from tasks.s3 import client as s3_client
 from tasks.s3 import explained, read_body
 from tasks.settings import Settings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_NAME, _MAX_PATH = 255, 1_024  # bytes: of a file's name on Linux, and of a key
 
 
-def list_s3(source: str, settings: Settings) -> Listing:
+def list_s3(source: str, settings: Settings, target: Target = "class") -> Listing:
     """Lists a dataset under `s3://bucket/prefix`, or the files of `s3://bucket/table.csv`.
 
     Raises:
@@ -33,7 +33,7 @@ def list_s3(source: str, settings: Settings) -> Listing:
     with explained(source):
         client = s3_client(settings, source)
         if posixpath.splitext(key)[1].lower() in SUFFIXES:
-            return _table(client, source, bucket, key)
+            return _table(client, source, bucket, key, target)
         prefix = f"{key}/" if key else ""
         entries, rejected = _objects(client, bucket, prefix)
         if not entries and not rejected:
@@ -43,14 +43,14 @@ def list_s3(source: str, settings: Settings) -> Listing:
         )
 
 
-def _table(client: "S3Client", source: str, bucket: str, key: str) -> Listing:
+def _table(client: "S3Client", source: str, bucket: str, key: str, target: Target) -> Listing:
     content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     folder, name = posixpath.split(key)
     prefix = f"{folder}/" if folder else ""
     entries, rejected = _objects(client, bucket, prefix)
     there: dict[str, Entry | str] = {entry.path: entry for entry in entries}
     there |= {bad.path: bad.reason for bad in rejected}
-    return table_listing(source, name, content, lambda path: there.get(path, "no such object"))
+    return table_listing(source, name, content, lambda path: there.get(path, "no such object"), target)
 
 
 def _objects(client: "S3Client", bucket: str, prefix: str) -> tuple[list[Entry], list[Rejected]]:

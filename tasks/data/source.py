@@ -14,7 +14,7 @@ from typing import Literal
 from tasks.data import split, stack, table
 from tasks.errors import DataError
 from tasks.params import BUILTIN, DataParams
-from tasks.records import Rejected
+from tasks.records import Rejected, Target
 from tasks.settings import Settings
 
 Layout = Literal["folders", "split_folders", "table"]
@@ -58,7 +58,7 @@ def list_source(source: str, params: DataParams, settings: Settings) -> Listing:
     if source.startswith("s3://"):
         from tasks.data import s3  # boto3 takes a while to import
 
-        return s3.list_s3(source, settings)
+        return s3.list_s3(source, settings, params.target)
     if "://" in source:
         raise DataError(f"{source}: name a folder, a .csv or .parquet table, s3://bucket/prefix or {BUILTIN}")
     path = Path(source).expanduser()
@@ -100,14 +100,20 @@ def folder_listing(source: str, files: Iterable[Entry], rejected: Sequence[Rejec
     return Listing(source, layout, None, _sorted(files), tuple(rejected))
 
 
-def table_listing(source: str, name: str, content: bytes, find: Callable[[str], Entry | str]) -> Listing:
+def table_listing(
+    source: str,
+    name: str,
+    content: bytes,
+    find: Callable[[str], Entry | str],
+    target: Target = "class",
+) -> Listing:
     """Lists the files that a table names, or of which it names rows; `find` gives a path's entry, or
     why there is none.
 
     Raises:
-        DataError: see `table.read`; or no file can be used, or all have one label.
+        DataError: see `table.read`; or no file can be used, or all have one class.
     """
-    rows, rejected = table.read(content, source)
+    rows, rejected = table.read(content, source, target)
     bad = list(rejected)
     files: dict[str, Entry | str] = {name: "is the table itself"}
     labels = set()
@@ -123,7 +129,7 @@ def table_listing(source: str, name: str, content: bytes, find: Callable[[str], 
     if not labels:
         why = f"; {bad[0].path}: {bad[0].reason}" if bad else ""
         raise DataError(f"{source}: no row names a usable file{why}")
-    if len(labels) < 2:
+    if len(labels) < 2 and target == "class":
         raise DataError(f"{source}: has only one class ({', '.join(labels)}); two are needed")
     files[name] = Entry(name, len(content), _token(content), partial(_write, content))
     entries = [found for found in files.values() if isinstance(found, Entry)]
@@ -195,7 +201,7 @@ def _table(file: Path, params: DataParams) -> Listing:
                 return _OUTSIDE
         return _local(path, place, status)
 
-    return table_listing(str(file), file.name, file.read_bytes(), find)
+    return table_listing(str(file), file.name, file.read_bytes(), find, params.target)
 
 
 def _local(path: str, place: Path, status: os.stat_result) -> Entry:

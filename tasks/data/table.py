@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tasks.data import split
 from tasks.errors import DataError
-from tasks.records import Rejected
+from tasks.records import Rejected, Target
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "label", "split", "group")  # the further ones are slices
@@ -17,7 +17,7 @@ RESERVED = ("digest", "size", "width", "height", "row")  # columns that Regraft 
 _FORBIDDEN_PARTS = {".git", ".hg", ".dvc", ".dvcignore"}  # DVC leaves them out of every version
 
 
-def read(content: bytes, name: str) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
+def read(content: bytes, name: str, target: Target = "class") -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
     """The rows of a table that can be used, and the others with their reasons.
 
     The frame's columns are strings: path (normalised), label, split and group (empty where not
@@ -27,6 +27,7 @@ def read(content: bytes, name: str) -> tuple[pd.DataFrame, tuple[Rejected, ...]]
     Args:
         content: the file's bytes.
         name: for messages; the suffix tells CSV from Parquet.
+        target: a sample without a label is one of `labels`; of others it is rejected.
 
     Raises:
         DataError: not a table, no columns path and label, an unknown split, or one path with two
@@ -46,7 +47,9 @@ def read(content: bytes, name: str) -> tuple[pd.DataFrame, tuple[Rejected, ...]]
     frame["split"] = _splits(frame, name)
     frame["path"] = [_normal(path) for path in frame["path"]]
 
-    reasons = [_problem(path, label) for path, label in zip(frame["path"], frame["label"], strict=True)]
+    reasons = [
+        _problem(path, label, target) for path, label in zip(frame["path"], frame["label"], strict=True)
+    ]
     rejected = tuple(
         Rejected(path=path or f"(row {row})", reason=f"row {row}: {reason}")
         for path, row, reason in zip(frame["path"], frame["row"], reasons, strict=True)
@@ -124,7 +127,7 @@ def _normal(path: str) -> str:
     return posixpath.normpath(path) if path else ""
 
 
-def _problem(path: str, label: str) -> str | None:
+def _problem(path: str, label: str, target: Target) -> str | None:
     if not path:
         return "no path"
     if path.startswith("/"):
@@ -136,7 +139,7 @@ def _problem(path: str, label: str) -> str | None:
         return "not the path of a file"
     if not _FORBIDDEN_PARTS.isdisjoint(parts):
         return "a file of git or DVC"
-    return None if label else "no label"
+    return None if label or target == "labels" else "no label"
 
 
 def _check_labels(frame: pd.DataFrame, name: str) -> None:

@@ -1,10 +1,12 @@
 """The data stages as Prefect tasks."""
 
+import json
+
 from prefect import task
 
-from tasks.data import audit, manifest, version
+from tasks.data import audit, manifest, sample, version
 from tasks.params import DataParams
-from tasks.records import Audit, DatasetVersion, Manifest
+from tasks.records import Audit, DatasetVersion, Manifest, Split
 from tasks.settings import Settings
 from tasks.stage import build_anew, build_once
 from tasks.task import options, stage_folder
@@ -34,4 +36,14 @@ def build_manifest(dataset: DatasetVersion, audited: Audit, params: DataParams) 
         stage_folder("manifest", dataset, audited, params),
         Manifest,
         lambda out: manifest.run(out, dataset, audited, params),
+    )
+
+
+@task(name="sample", **options())
+def sample_manifest(manifest: Manifest, take: dict[Split, int], seed: int) -> Manifest:
+    """A part of the manifest, for what need not see all samples."""
+    return build_once(
+        stage_folder("sample", manifest, json.dumps([take, seed])),
+        Manifest,
+        lambda out: sample.run(out, manifest, take, seed),
     )

@@ -1,7 +1,7 @@
 """Backbones by name: `timm:NAME` or `torchvision:NAME[@WEIGHTS]`, with the weights of an installed
-package, of a local safetensors file, or of the model hub; and the blocks that are taken from them."""
+package, of a local safetensors file, or of the model hub, or as they are before any training; raw
+pixels as `regraft:pixels`; and the blocks that are taken from them."""
 
-import importlib.metadata
 import os
 from importlib import import_module
 from pathlib import Path
@@ -13,10 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from tasks.embedding.features import Features, Output
-from tasks.embedding.source import embedder_of, file_digest, local_file, named, packaged_file
+from tasks.embedding.pixels import PixelMeans
+from tasks.embedding.pixels import preprocess as preprocess_of_pixels
+from tasks.embedding.source import (
+    baseline_params,
+    embedder_of,
+    file_digest,
+    library_of,
+    local_file,
+    named,
+    packaged_file,
+)
 from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
 from tasks.errors import BackboneError
-from tasks.params import NETWORK, BackboneParams, EmbeddingParams
+from tasks.params import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.records import Backbone, Block, Embedder, Preprocess
 
 
@@ -33,6 +43,16 @@ def resolve(params: EmbeddingParams, store: Path) -> Embedder:
     return embedder
 
 
+def baseline_embedder(params: EmbeddingParams, store: Path) -> Embedder:
+    """What the backbones of `params` have to beat: themselves with random weights, and raw pixels, whose
+    block is the last.
+
+    Raises:
+        BackboneError: see `resolve_backbone`.
+    """
+    return resolve(baseline_params(params), store)
+
+
 def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
     """Finds the weights, checks that they fit, keeps them as safetensors in `store`, and names
     everything that determines the embeddings.
@@ -42,10 +62,14 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
             pooling does not go with a layer.
     """
     library, name = params.backbone.split(":", 1)
-    if library == "timm":
-        network, preprocess, tensors = _timm(name, params)
-    else:
-        network, preprocess, tensors = _torchvision(name, params, store)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # of random weights
+        if params.backbone == PIXELS:
+            network, preprocess, tensors = _pixels(params)
+        elif library == "timm":
+            network, preprocess, tensors = _timm(name, params)
+        else:
+            network, preprocess, tensors = _torchvision(name, params, store)
     tensors = _of_network(tensors, network, params.backbone)
     _load(network, tensors, params.backbone)
     file, digest = keep(tensors, store)
@@ -54,7 +78,7 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
         name=params.backbone,
         weights=str(file),
         weights_digest=digest,
-        library=f"{library} {importlib.metadata.version(library)}",
+        library=library_of(params.backbone),
         preprocess=preprocess,
         precision=params.precision,
         blocks=(),
@@ -72,7 +96,10 @@ def load(backbone: Backbone) -> nn.Module:
     if not file.is_file() or file_digest(file) != backbone.weights_digest:
         raise BackboneError(f"{file}: is missing or not the weights that {backbone.name} was resolved with")
     library, name = backbone.name.split(":", 1)
-    if library == "timm":
+    network: nn.Module
+    if backbone.name == PIXELS:
+        network = PixelMeans()
+    elif library == "timm":
         network = _timm_network(name, backbone.preprocess.size)
     else:
         network = _torchvision_network(name.partition("@")[0], backbone.preprocess.size)
@@ -114,7 +141,8 @@ def _of_network(tensors: dict[str, Tensor], network: nn.Module, backbone: str) -
             f" (first: {missing[0]}); they belong to another architecture"
         )
     # A deeper network of the same family has all of these, and more.
-    foreign = sorted(set(tensors) - set(wanted) - _with_classifier(backbone))
+    more = set(tensors) - set(wanted)
+    foreign = sorted(more - _with_classifier(backbone)) if more else []
     if foreign:
         raise BackboneError(
             f"{backbone}: the weights have {len(foreign)} tensors that it has not"
@@ -170,6 +198,11 @@ def _preprocess(
     )
 
 
+def _pixels(params: BackboneParams) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
+    network = PixelMeans()
+    return network, preprocess_of_pixels(params.image_size), network.state_dict()
+
+
 def _timm_network(name: str, size: int | None, *, pretrained: bool = False) -> nn.Module:
     timm: Any = import_module("timm")
     if not timm.is_model(name):
@@ -191,6 +224,8 @@ def _timm(name: str, params: BackboneParams) -> tuple[nn.Module, Preprocess, dic
         config["std"],
         params.image_size,
     )
+    if params.weights == RANDOM:
+        return network, preprocess, network.state_dict()
     if params.weights != "auto":
         return network, preprocess, read_checkpoint(local_file(params.weights))
     file = packaged_file(params.backbone)
@@ -234,6 +269,8 @@ def _torchvision(
     preprocess = _preprocess(
         how.crop_size[0], how.resize_size[0], how.interpolation.value, how.mean, how.std, params.image_size
     )
+    if params.weights == RANDOM:
+        return network, preprocess, network.state_dict()
     if params.weights != "auto":
         return network, preprocess, read_checkpoint(local_file(params.weights))
     file = store / "hub" / Path(entry.url).name

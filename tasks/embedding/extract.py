@@ -19,10 +19,12 @@ from tasks.data.image import BadImage
 from tasks.data.stack import Stack, check_stack, row_digests
 from tasks.embedding.cache import EmbeddingCache
 from tasks.embedding.decode import pixels
+from tasks.embedding.disturbance import disturb
 from tasks.embedding.features import Output, outputs_of
 from tasks.embedding.forward import Forward, threads
 from tasks.embedding.preprocess import batch
 from tasks.embedding.preprocess import crops as crops_of_stack
+from tasks.embedding.views import divided
 from tasks.errors import DataError
 from tasks.records import Backbone, Block
 
@@ -63,9 +65,13 @@ class Extractor:
 
     def crops(self, images: Sequence[Tensor] | Tensor, digests: Sequence[str]) -> list[Tensor]:
         """The crops [N, 3, S, S] uint8 of each view of N images [3, H, W], or of a stack [N, C, H, W]."""
-        if isinstance(images, Tensor):
-            return [crops_of_stack(images, self._how, view, digests) for view in self._wanted]
-        return [batch(images, self._how, view, digests) for view in self._wanted]
+        shown: dict[str, Tensor] = {}  # undisturbed: each is cut once, however often it is disturbed
+        for view in {divided(view)[0] for view in self._wanted}:
+            if isinstance(images, Tensor):
+                shown[view] = crops_of_stack(images, self._how, view, digests)
+            else:
+                shown[view] = batch(images, self._how, view, digests)
+        return [disturb(shown[divided(view)[0]], view, digests) for view in self._wanted]
 
     def vectors(self, views: Sequence[Tensor]) -> Vectors:
         """The vectors of the blocks, from the crops of each view."""

@@ -26,6 +26,7 @@ from tasks.embedding.cache import write_durably
 from tasks.embedding.features import Features, outputs_of
 from tasks.embedding.fuse import fused
 from tasks.errors import BackboneError
+from tasks.params import PIXELS
 from tasks.records import Backbone, digest_of
 from tasks.settings import Settings
 
@@ -73,6 +74,8 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
         BackboneError: the weights are not those of the backbone, or the route that
             REGRAFT_FORWARD names is not installed or gives other vectors.
     """
+    if backbone.name == PIXELS:  # nothing to be quick at
+        return TorchForward(backbone)
     if settings.forward == "auto" and torch.cuda.is_available():
         gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
         on_gpus, plain = TorchForward(backbone, gpus), TorchForward(backbone)
@@ -85,7 +88,9 @@ def forward_for(backbone: Backbone, store: Path, settings: Settings) -> Forward:
     if settings.forward == "torch" or not installed:
         return TorchForward(backbone)
     versions = [importlib.metadata.version(name) for name in ("torch", "openvino")]
-    key = digest_of(backbone.digest, versions, _processor(), threads())[:16]
+    # Not the blocks: the pass is the same whatever views go through it, disturbed ones too.
+    network = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
+    key = digest_of(network, outputs_of(backbone), versions, _processor(), threads())[:16]
     memo = store / f"{key}.route"
     remembered = memo.read_text() if memo.exists() else None
     if settings.forward == "auto" and remembered == "torch":

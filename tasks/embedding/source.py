@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.data.image import DECODER
+from tasks.embedding import views
 from tasks.errors import BackboneError
-from tasks.params import BackboneParams, EmbeddingParams
+from tasks.params import PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.records import Backbone, Block, Embedder, digest_of
 
 # Part of every fingerprint: raise it when the code computes other vectors than before.
 EMBEDDING_VERSION = 2
+PIXELS_VERSION = 1  # the same, of the backbone regraft:pixels
 
 # Checkpoints that installed packages ship: backbone -> (package, file below it).
 PACKAGED = {
@@ -42,14 +44,15 @@ def decoding() -> tuple[str, ...]:
 def fingerprint(backbone: Backbone, block: Block) -> str:
     """Digest of everything that changes the vectors of a block; where the weights lie does not."""
     described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
-    return digest_of(decoding(), described, block.layer, block.pooling, block.view)
+    disturbance = views.divided(block.view)[1]
+    further = () if disturbance is None else (f"disturbance {views.VERSION}",)
+    return digest_of(decoding(), described, block.layer, block.pooling, block.view, *further)
 
 
 def named(backbone: Backbone) -> Backbone:
     """The backbone with the fingerprints that what is installed here gives its blocks: one that was
     resolved by other versions does not compute the same vectors."""
-    library = backbone.name.split(":", 1)[0]
-    here = backbone.model_copy(update={"library": f"{library} {importlib.metadata.version(library)}"})
+    here = backbone.model_copy(update={"library": library_of(backbone.name)})
     blocks = tuple(block.model_copy(update={"digest": fingerprint(here, block)}) for block in backbone.blocks)
     digest = digest_of([block.digest for block in blocks])
     return here.model_copy(update={"blocks": blocks, "digest": digest})
@@ -63,6 +66,28 @@ def embedder_of(backbones: Sequence[Backbone]) -> Embedder:
     )
 
 
+def library_of(backbone: str) -> str:
+    """The library of a backbone's architecture with its version: `timm 1.0.31`."""
+    if backbone == PIXELS:
+        return f"regraft {PIXELS_VERSION}"  # not the package's version, with which nothing changes
+    library = backbone.split(":", 1)[0]
+    return f"{library} {importlib.metadata.version(library)}"
+
+
+def baseline_params(params: EmbeddingParams) -> EmbeddingParams:
+    """What a backbone has to beat: the same ones with random weights, then (last) raw pixels."""
+    networks: list[dict[str, object]] = []
+    weights: dict[object, str] = {}  # of each architecture
+    for one in (params, *params.others):
+        architecture = (one.backbone, one.image_size, one.precision)
+        # With random weights, an architecture that is named with two sets of weights is one.
+        if one.backbone != PIXELS and weights.setdefault(architecture, one.weights) == one.weights:
+            values = one.model_dump(include=set(BackboneParams.model_fields))
+            networks.append({**values, "weights": RANDOM})
+    first, *others = [*networks, {"backbone": PIXELS}]
+    return EmbeddingParams.model_validate({**first, "others": others})
+
+
 def source_identity(params: EmbeddingParams) -> str:
     """Digest of the weights' sources and the libraries: while it stays, `resolve` gives the same
     embedder.
@@ -70,13 +95,15 @@ def source_identity(params: EmbeddingParams) -> str:
     Raises:
         BackboneError: `embedding.weights` names no safetensors file.
     """
-    libraries = {one.backbone.split(":", 1)[0] for one in (params, *params.others)}
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in sorted({*libraries, "torch"})]
+    libraries = {library_of(one.backbone) for one in (params, *params.others)}
+    versions = sorted({*libraries, f"torch {importlib.metadata.version('torch')}"})
     sources = [_source_digest(one) for one in (params, *params.others)]
     return digest_of(params, versions, decoding(), sources)
 
 
 def _source_digest(params: BackboneParams) -> str:
+    if params.weights == RANDOM or params.backbone == PIXELS:
+        return params.weights
     file = packaged_file(params.backbone) if params.weights == "auto" else local_file(params.weights)
     return file_digest(file) if file else "hub"
 
@@ -94,7 +121,7 @@ def local_file(weights: str) -> Path:
     """The safetensors file that `embedding.weights` names."""
     file = Path(weights).expanduser()
     if file.suffix != ".safetensors":
-        raise BackboneError(f"embedding.weights: {weights}: must be `auto` or a .safetensors file")
+        raise BackboneError(f"embedding.weights: {weights}: must be `auto`, `random` or a .safetensors file")
     if not file.is_file():
         raise BackboneError(f"embedding.weights: {weights}: no such file")
     return file

@@ -50,6 +50,12 @@ def remembered(params: EmbeddingParams, store: Path) -> Embedder:
     return embedder
 
 
+@task(name="resolve baselines", **options())
+def resolve_baselines(params: EmbeddingParams) -> Embedder:
+    """The same backbones with random weights, and raw pixels; remembered as the backbones are."""
+    return remembered(source.baseline_params(params), Settings().root / "weights")
+
+
 @task(name="embed", **options())
 def embed_samples(
     manifest: Manifest,

@@ -1,16 +1,19 @@
-"""Challenger against champion: a paired bootstrap on the same samples and the same resamples."""
+"""Challenger against champion on the same samples: paired bootstrap, paired randomisation, McNemar."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtrc
 
-from tasks.evaluation.metrics import Bootstrap, Floats, interval
-from tasks.params import METRICS
-from tasks.records import Difference
+from tasks.evaluation.metrics import ALPHA, Bootstrap, interval, standard_error
+from tasks.evaluation.randomisation import one_sided
+from tasks.evaluation.sums import Floats
+from tasks.params import LOWER_IS_BETTER
+from tasks.records import Difference, McNemar
 
 
-def on_classes(probabilities: ArrayLike, classes: Sequence[str], wanted: Sequence[str]) -> Floats:
+def on_classes(outputs: ArrayLike, classes: Sequence[str], wanted: Sequence[str]) -> Floats:
     """The probabilities [N, C] of `classes` as columns [N, W] of `wanted`, which holds them all.
 
     A class that the model does not know gets probability 0, so a model pays in full for the
@@ -19,7 +22,7 @@ def on_classes(probabilities: ArrayLike, classes: Sequence[str], wanted: Sequenc
     Raises:
         ValueError: the columns are not one a class, or `wanted` lacks one of them.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
+    p = np.asarray(outputs, dtype=np.float64)
     if p.ndim != 2 or p.shape[1] != len(classes) or len(set(classes)) < len(classes):
         raise ValueError(f"probabilities {list(p.shape)} do not have a column for each of {list(classes)}")
     if lacking := sorted(set(classes) - set(wanted)):
@@ -30,28 +33,98 @@ def on_classes(probabilities: ArrayLike, classes: Sequence[str], wanted: Sequenc
     return placed
 
 
-def differences(challenger: Bootstrap, champion: Bootstrap) -> dict[str, Difference]:
-    """Challenger minus champion in every metric, with the percentile 95 % interval of the
+def differences(challenger: Bootstrap, champion: Bootstrap, alpha: float = ALPHA) -> dict[str, Difference]:
+    """Challenger minus champion in every metric, with the percentile 1 - alpha interval of the
     differences within each resample. Noise that both models share cancels, so the interval is
     narrower than two separate ones suggest (Koehn 2004, https://aclanthology.org/W04-3250).
+
+    The p-values are not counted in the resamples, of which a thousand can't show less than .001 (Holm's
+    correction for 100 slices asks for .0005); they are those of `randomisation.one_sided`.
+
+    With a single unit there is no interval: its ends are NaN unless the two are equal.
 
     Raises:
         ValueError: the two were not bootstrapped on the same samples with the same resamples.
     """
     same = (
-        challenger.seed == champion.seed
-        and np.array_equal(challenger.labels, champion.labels)
-        and all(challenger.draws[name].shape == champion.draws[name].shape for name in METRICS)
+        (challenger.target, challenger.seed) == (champion.target, champion.seed)
+        and np.array_equal(challenger.truth, champion.truth)
+        and np.array_equal(challenger.units, champion.units)
+        and all(draws.shape == champion.draws[name].shape for name, draws in challenger.draws.items())
     )
     if not same:
         raise ValueError("challenger and champion differ in samples, seed or number of resamples")
-    pairs = {
-        name: interval(
-            challenger.points[name] - champion.points[name], challenger.draws[name] - champion.draws[name]
-        )
-        for name in METRICS
-    }
+    added = contributions(challenger, champion)
     return {
-        name: Difference(metric=name, value=pair.value, low=pair.low, high=pair.high)
-        for name, pair in pairs.items()
+        name: _difference(name, challenger, champion, added.get(name), alpha) for name in challenger.points
     }
+
+
+def contributions(challenger: Bootstrap, champion: Bootstrap) -> dict[str, Floats]:
+    """Metric -> what each unit [U] adds to the difference; their sum is the difference itself. Nothing
+    where one of the models can't be judged."""
+    ours, theirs = challenger.sums, champion.sums
+    if ours is None or theirs is None:
+        return {}
+    apart = ours.statistics - theirs.statistics  # [K, U]
+    weights = ours.weights(ours.total(), theirs.total())
+    return {name: np.asarray(weight @ apart) for name, weight in weights.items()}
+
+
+def mcnemar(challenger: NDArray[np.bool_], champion: NDArray[np.bool_]) -> McNemar:
+    """The exact test of two accuracies on the same samples: of those that one model alone has right, how
+    many are the challenger's is binomial(n, 1/2) if both are equally good (McNemar 1947,
+    https://doi.org/10.1007/BF02295996).
+
+    Args:
+        challenger: [N], which samples it has right.
+        champion: [N].
+    """
+    ours, theirs = int((challenger & ~champion).sum()), int((champion & ~challenger).sum())
+    return McNemar(
+        only_challenger=ours,
+        only_champion=theirs,
+        p_better=_heads(ours, ours + theirs),
+        p_worse=_heads(theirs, ours + theirs),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number (Holm 1979): reject those at most alpha, and the chance of
+    any false rejection is at most alpha, however the tests depend on each other. NaN stays NaN and counts."""
+    order = sorted(range(len(p_values)), key=lambda at: (np.isnan(p_values[at]), p_values[at]))
+    adjusted, greatest = [float("nan")] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        if not np.isnan(p_values[at]):
+            greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[at]))
+            adjusted[at] = greatest
+    return adjusted
+
+
+def _difference(
+    name: str, challenger: Bootstrap, champion: Bootstrap, added: Floats | None, alpha: float
+) -> Difference:
+    point = challenger.points[name] - champion.points[name]
+    draws = challenger.draws[name] - champion.draws[name]
+    units = challenger.size
+    found = interval(point, draws, units=units, alpha=alpha)
+    if added is None or not np.isfinite(point):
+        p_better = p_worse = error = np.nan
+    else:
+        p_better, p_worse = one_sided(-added if name in LOWER_IS_BETTER else added)
+        error = 0.0 if not added.any() else standard_error(point, draws, units=units)
+    unknown = units < 2 and point != 0
+    return Difference(
+        metric=name,
+        value=found.value,
+        low=np.nan if unknown else found.low,
+        high=np.nan if unknown else found.high,
+        standard_error=error,
+        p_better=p_better,
+        p_worse=p_worse,
+    )
+
+
+def _heads(heads: int, coins: int) -> float:
+    """The probability of at least so many heads of fair coins."""
+    return 1.0 if heads == 0 else float(bdtrc(heads - 1, coins, 0.5))

@@ -11,15 +11,14 @@ import numpy as np
 import pandas as pd
 
 from tasks.errors import DataError
-from tasks.evaluation import plots
-from tasks.evaluation.compare import differences, on_classes
-from tasks.evaluation.metrics import Bootstrap, Floats, bootstrap, distributions, reliability
+from tasks.evaluation import plots, predictions, slices
+from tasks.evaluation.calibration import chance_ece, reliability, selective
+from tasks.evaluation.compare import differences, mcnemar, on_classes
+from tasks.evaluation.metrics import Truth
+from tasks.evaluation.slices import Outputs
+from tasks.evaluation.sums import Floats, right, sound
 from tasks.params import EvaluationParams
-from tasks.records import Evaluation, Interval, Manifest, digest_of
-
-SLICE_VALUES = 100  # of a slice column, the most frequent; a column of ids is no column of slices
-OTHER = "(other)"  # the slice of the samples with rarer values
-MISSING = "(missing)"  # the slice of the samples that have no value in a slice column
+from tasks.records import Confidence, Conformal, Evaluation, Manifest, McNemar, Selective, Target, digest_of
 
 
 @dataclass(frozen=True)
@@ -27,144 +26,223 @@ class ChampionResult:
     """What the champion says about the test split."""
 
     version: str
-    classes: tuple[str, ...]
-    probabilities: Floats  # [N, C'], in the order of the manifest's test rows
+    classes: tuple[str, ...]  # of a number none
+    outputs: Floats  # [N, K], in the order of the manifest's test rows
 
 
 def run(
     out: Path,
     manifest: Manifest,
-    probabilities: Floats,
+    outputs: Floats,
     classes: Sequence[str],
     champion: ChampionResult | None,
     params: EvaluationParams,
+    *,
+    confidence: Confidence | None = None,
+    conformal: Conformal | None = None,
 ) -> Evaluation:
     """Evaluates the challenger, and compares it with the champion on the same samples.
 
-    Writes metrics.json, predictions.parquet, confusion.{png,csv} and reliability.{png,csv}.
-    Probabilities that are not finite do not raise: the metrics are NaN, and the gate fails.
-    Challenger and champion may know different classes (see `on_classes`).
+    Writes metrics.json and predictions.parquet; of classes confusion.{png,csv}, of classes and labels
+    reliability.{png,csv}, of numbers predicted.{png,csv}.
+    Outputs that are not finite do not raise: the metrics are NaN, and the gate fails.
+    Challenger and champion may know different classes (see `on_classes`). Samples of one group, or with
+    the same content, are resampled together.
 
     Args:
         out: an existing folder.
         manifest: whose test rows are meant, in the order of manifest.parquet.
-        probabilities: [N, C] of the challenger.
-        classes: [C] its classes.
+        outputs: [N, K] of the challenger (see `predict.test_outputs`).
+        classes: [K] its classes; of a number none.
         champion: the same of the version that serves today; None where there is none.
         params: of the bootstrap and the calibration bins.
+        confidence, conformal: the head's thresholds, tried on these samples.
 
     Raises:
-        DataError: the probabilities do not fit the manifest's test rows or the classes.
+        DataError: the outputs do not fit the manifest's test rows or the classes, or a label is none of
+            the target.
     """
     frame = pd.read_parquet(manifest.file)
     test = frame[frame["split"] == "test"].reset_index(drop=True)
-    _check_shape("challenger", probabilities, len(test), classes)
+    target = manifest.target
+    _check_shape("challenger", outputs, len(test), classes, target)
     if champion is not None:
-        _check_shape(
-            f"champion version {champion.version}", champion.probabilities, len(test), champion.classes
-        )
+        whose = f"champion version {champion.version}"
+        _check_shape(whose, champion.outputs, len(test), champion.classes, target)
 
-    truth = test["label"].astype(str)
-    own = sorted({*classes, *truth})  # what is reported class by class
-    known = [*own, *sorted(set(champion.classes if champion else ()) - set(own))]  # columns of the metrics
-    y = truth.map({label: i for i, label in enumerate(known)}).to_numpy(dtype=np.int64)  # [N]
-    p = on_classes(probabilities, classes, known)  # [N, K]
-    result = _bootstrap(p, y, params)
-    theirs = q = None
-    if champion is not None:
-        q = on_classes(champion.probabilities, champion.classes, known)  # [N, K]
-        theirs = _bootstrap(q, y, params)
-    per_slice, slice_samples = _slices(test, manifest.slices, p, y, params)
+    theirs = set(champion.classes) if champion else set()
+    own = sorted({*classes, *_names(test, target)})  # what is reported class by class
+    known = [*own, *sorted(theirs - set(own))]  # columns of the metrics
+    both = Outputs(
+        target=target,
+        truth=_truth(test, known, target),
+        units=_units(test),
+        challenger=_placed(outputs, classes, known, target),
+        champion=_placed(champion.outputs, champion.classes, known, target) if champion else None,
+    )
+    result, serving = both.bootstrapped(params)
+    by_slice = slices.measure(test, manifest.slices, both, params)
 
     points = {name: value for name, value in result.points.items() if math.isfinite(value)}
     (out / "metrics.json").write_text(json.dumps({**points, "samples": len(test)}, indent=2) + "\n")
-    predicted = _predicted(p, known)
-    _write_predictions(out / "predictions.parquet", test, p, predicted, classes, known, q)
-    judged = predicted.notna()
-    plots.confusion(out, truth[judged].tolist(), predicted[judged].tolist(), own)
-    plots.reliability(out, reliability(p, y, bins=params.calibration_bins), result.points["ece"])
+    predictions.write(
+        out / "predictions.parquet",
+        test,
+        both.challenger,
+        both.champion,
+        target=target,
+        classes=classes,
+        known=known,
+    )
+    _plot(out, test, both, own, known, params, result.points)
 
     return Evaluation(
-        digest=_digest(manifest, probabilities, classes, champion, params),
+        digest=_digest(manifest, outputs, classes, champion, params, confidence, conformal),
         folder=str(out),
+        target=target,
         samples=len(test),
-        metrics=result.intervals(),
-        per_class=result.per_class(own),
-        per_slice=per_slice,
-        slice_samples=slice_samples,
+        alpha=params.alpha,
+        metrics=result.intervals(params.alpha),
+        standard_errors=result.standard_errors(),
+        chance_ece=_chance(both, params),
+        per_class=result.per_class(own, params.alpha) if target != "number" else {},
+        per_slice=by_slice.metrics,
+        slice_samples=by_slice.samples,
+        selective=_selective(both, outputs, classes, known, confidence, conformal),
         champion_version=champion.version if champion else None,
-        champion_metrics=theirs.intervals() if theirs else None,
-        differences=differences(result, theirs) if theirs else {},
+        champion_metrics=serving.intervals(params.alpha) if serving else None,
+        differences=differences(result, serving, params.alpha) if serving else {},
+        mcnemar=_mcnemar(both),
+        slice_differences=by_slice.differences,
     )
 
 
-def _check_shape(whose: str, probabilities: Floats, samples: int, classes: Sequence[str]) -> None:
-    if probabilities.shape != (samples, len(classes)):
+def _check_shape(whose: str, outputs: Floats, samples: int, classes: Sequence[str], target: Target) -> None:
+    columns = 1 if target == "number" else len(classes)
+    if outputs.shape != (samples, columns) or (target == "number" and classes):
         raise DataError(
-            f"{whose}: probabilities {list(probabilities.shape)} do not fit the manifest's "
-            f"{samples:,} test samples and {len(classes):,} classes; predict this manifest's test rows again"
+            f"{whose}: outputs {list(outputs.shape)} do not fit the manifest's {samples:,} test samples and "
+            f"{'their numbers' if target == 'number' else f'{columns:,} classes'}; "
+            "predict this manifest's test rows again"
         )
 
 
-def _bootstrap(p: Floats, y: np.ndarray, params: EvaluationParams) -> Bootstrap:
-    return bootstrap(p, y, resamples=params.bootstrap, seed=params.seed, bins=params.calibration_bins)
+def _names(test: pd.DataFrame, target: Target) -> set[str]:
+    """The classes or labels that the test samples have."""
+    if target == "number":
+        return set()
+    given = test["label"].fillna("").astype(str)
+    return set(given) if target == "class" else {name for label in given for name in _labels(label)}
 
 
-def _slices(
-    test: pd.DataFrame, columns: Sequence[str], p: Floats, y: np.ndarray, params: EvaluationParams
-) -> tuple[dict[str, dict[str, Interval]], dict[str, int]]:
-    """`column=value` -> metrics of its test samples, and how many they are."""
-    metrics, samples = {}, {}
-    for column in columns:
-        missing = test[column].isna()
-        values = test[column].astype(object).map(str).mask(missing, MISSING)
-        frequent = values.value_counts().index[:SLICE_VALUES]
-        values = values.where(values.isin(frequent), OTHER)
-        for value, rows in sorted(values.groupby(values).indices.items()):
-            metrics[f"{column}={value}"] = _bootstrap(p[rows], y[rows], params).intervals()
-            samples[f"{column}={value}"] = len(rows)
-    return metrics, samples
+def _labels(label: str) -> list[str]:
+    return [name for name in label.split(predictions.SEPARATOR) if name]
 
 
-def _predicted(p: Floats, known: Sequence[str]) -> pd.Series:
-    """The top class of each row [N]; none where the row is not a distribution."""
-    top = pd.Series(np.asarray(known, dtype=object)[p.argmax(axis=1)], dtype=object)
-    return top.where(distributions(p), None)
+def _truth(test: pd.DataFrame, known: Sequence[str], target: Target) -> Truth:
+    if target == "number":
+        y = pd.to_numeric(test["label"], errors="coerce").to_numpy(dtype=np.float64)
+        if bad := int((~np.isfinite(y)).sum()):
+            raise DataError(f"{bad:,} of {len(y):,} test samples have a label that is no finite number")
+        return np.asarray(y)
+    column = {label: i for i, label in enumerate(known)}
+    given = test["label"].fillna("").astype(str)
+    if target == "class":
+        return np.array([column[name] for name in given], dtype=np.int64)
+    truth = np.zeros((len(test), len(known)), dtype=np.bool_)
+    for row, label in enumerate(given):
+        truth[row, [column[name] for name in _labels(label)]] = True
+    return truth
 
 
-def _write_predictions(
-    file: Path,
-    test: pd.DataFrame,
-    p: Floats,
-    predicted: pd.Series,
+def _units(test: pd.DataFrame) -> list[str]:
+    """What is drawn together: the group of each sample, else its content."""
+    digests = test["digest"].astype(str)
+    if "group" not in test:
+        return digests.tolist()
+    group = test["group"].astype(object)
+    own = group.isna() | (group == "")
+    # Prefixes: a group may be named like a digest.
+    return ("group " + group.astype(str)).mask(own, "sample " + digests).tolist()
+
+
+def _placed(outputs: Floats, classes: Sequence[str], known: Sequence[str], target: Target) -> Floats:
+    if target == "number":
+        return np.asarray(outputs, dtype=np.float64)
+    return on_classes(outputs, classes, known)
+
+
+def _chance(both: Outputs, params: EvaluationParams) -> float | None:
+    if both.target == "number":
+        return None
+    if not sound(both.challenger, both.target).all():
+        return math.nan
+    return chance_ece(
+        both.challenger, both.truth, seed=params.seed, bins=params.calibration_bins, target=both.target
+    )
+
+
+def _selective(
+    both: Outputs,
+    outputs: Floats,
     classes: Sequence[str],
     known: Sequence[str],
-    champion: Floats | None,
+    confidence: Confidence | None,
+    conformal: Conformal | None,
+) -> Selective | None:
+    if both.target != "class":
+        return None
+    own = {known.index(label): column for column, label in enumerate(classes)}
+    label = np.array([own.get(int(column), -1) for column in both.truth], dtype=np.int64)
+    return selective(np.asarray(outputs, dtype=np.float64), label, confidence, conformal)
+
+
+def _mcnemar(both: Outputs) -> McNemar | None:
+    """Of the samples that are all right; none where a model can't be judged."""
+    if both.target == "number" or both.champion is None:
+        return None
+    if not (sound(both.challenger, both.target).all() and sound(both.champion, both.target).all()):
+        return None
+    return mcnemar(
+        right(both.challenger, both.truth, both.target), right(both.champion, both.truth, both.target)
+    )
+
+
+def _plot(
+    out: Path,
+    test: pd.DataFrame,
+    both: Outputs,
+    own: Sequence[str],
+    known: Sequence[str],
+    params: EvaluationParams,
+    points: dict[str, float],
 ) -> None:
-    columns = {
-        "digest": test["digest"],
-        "path": test["path"],
-        "label": test["label"],
-        "predicted": predicted,
-        "confidence": np.where(predicted.notna(), p.max(axis=1), np.nan),
-        **{f"p:{label}": p[:, known.index(label)] for label in classes},
-    }
-    if champion is not None:
-        columns["champion_predicted"] = _predicted(champion, known)
-    pd.DataFrame(columns).to_parquet(file, index=False)
+    said = predictions.predicted(both.challenger, known, both.target)
+    judged = said.notna()
+    if both.target == "number":
+        plots.predicted(out, both.truth[judged].tolist(), said[judged].tolist(), points["r2"])
+        return
+    if both.target == "class":
+        # A class that only the champion knows has probability 0 here: it is never the top one.
+        plots.confusion(out, test["label"].astype(str)[judged].tolist(), said[judged].tolist(), own)
+    bins = reliability(both.challenger, both.truth, bins=params.calibration_bins, target=both.target)
+    plots.reliability(out, bins, points["ece"], target=both.target)
 
 
 def _digest(
     manifest: Manifest,
-    probabilities: Floats,
+    outputs: Floats,
     classes: Sequence[str],
     champion: ChampionResult | None,
     params: EvaluationParams,
+    confidence: Confidence | None,
+    conformal: Conformal | None,
 ) -> str:
-    """Over all inputs; probabilities count by their bytes, so that NaN has a digest too."""
-    theirs = champion and [champion.version, list(champion.classes), _bytes_digest(champion.probabilities)]
+    """Over all inputs; outputs count by their bytes, so that NaN has a digest too."""
+    theirs = champion and [champion.version, list(champion.classes), _bytes_digest(champion.outputs)]
+    thresholds = [threshold and threshold.model_dump() for threshold in (confidence, conformal)]
     return digest_of(
-        "evaluation", manifest.digest, list(classes), _bytes_digest(probabilities), theirs, params
+        "evaluation", manifest.digest, list(classes), _bytes_digest(outputs), theirs, params, thresholds
     )
 
 

@@ -1,73 +1,83 @@
-"""Classification metrics with bootstrap intervals, from class probabilities.
+"""Metrics on test samples with bootstrap intervals, of classes, labels and numbers.
 
-Every metric here is a function of sums over samples, so a sample becomes a sparse column of K
-statistics, and a bootstrap resample (how often each sample was drawn) a vector of counts: one
-matrix product gives the sums of many resamples, and one set of formulas serves the point
-estimate and the resamples alike.
-
-Legend: N samples, C classes, M calibration bins, B resamples, K = 3 C + M + 2 statistics.
+Legend: N samples, U units (samples, or groups of them), C classes or labels, M calibration bins,
+B resamples, K statistics (see `sums`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
+from scipy.special import ndtr, stdtrit
 
+from tasks.evaluation import sums
+from tasks.evaluation.sums import CLASS_METRICS, Floats, Ints, Sums
 from tasks.params import METRICS
-from tasks.records import Interval
+from tasks.records import Interval, Target
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-CLASS_METRICS = ("precision", "recall", "f1")
-EPS = float(np.finfo(np.float64).eps)  # least probability in the log loss, as in scikit-learn
-SUM_TOLERANCE = 1e-3  # how far from 1 a row of probabilities may sum: float32 softmax is far closer
 CHUNK = 4_000_000  # counts held at once (32 MB)
+ALPHA = 0.05
+
+# What is true of a test sample: a column of the outputs [N], which columns are labels [N, C], or the
+# number [N].
+Truth = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Bootstrap:
     """Point estimates and what they are on each resample. Undefined values are NaN."""
 
+    target: Target
     seed: int
-    labels: Ints  # [N]
+    truth: Truth  # [N], of labels [N, C]
+    units: Ints  # [N], what is drawn together: 0 to U - 1
+    sums: Sums | None  # by unit; none where the outputs can't be judged
     points: dict[str, float]  # metric -> value
     draws: dict[str, Floats]  # metric -> [B]
-    class_points: dict[str, Floats]  # precision, recall, f1 -> [C]
+    class_points: dict[str, Floats]  # precision, recall, f1 -> [C]; of a number nothing
     class_draws: dict[str, Floats]  # precision, recall, f1 -> [C, B]
 
-    def intervals(self) -> dict[str, Interval]:
-        """Each metric with its 95 % interval."""
-        return {name: interval(self.points[name], self.draws[name]) for name in METRICS}
+    @property
+    def size(self) -> int:
+        """U, how many units are drawn."""
+        return int(self.units.max(initial=-1)) + 1
 
-    def per_class(self, classes: Sequence[str]) -> dict[str, dict[str, Interval]]:
-        """Precision, recall and F1 of each class with their 95 % intervals.
+    def intervals(self, alpha: float = ALPHA) -> dict[str, Interval]:
+        """Each metric with its 1 - alpha interval."""
+        return {
+            name: interval(self.points[name], draws, units=self.size, alpha=alpha)
+            for name, draws in self.draws.items()
+        }
+
+    def standard_errors(self) -> dict[str, float]:
+        """Metric -> standard error."""
+        return {
+            name: standard_error(self.points[name], draws, units=self.size)
+            for name, draws in self.draws.items()
+        }
+
+    def per_class(self, classes: Sequence[str], alpha: float = ALPHA) -> dict[str, dict[str, Interval]]:
+        """Precision, recall and F1 of each class with their 1 - alpha intervals.
 
         A ratio without a denominator (the precision of a class that is never predicted) is 0, as
         in scikit-learn; resamples in which it has none are left out of the interval.
         """
         return {
             label: {
-                name: interval(self.class_points[name][i], self.class_draws[name][i])
-                for name in CLASS_METRICS
+                name: interval(self.class_points[name][i], draws[i], units=self.size, alpha=alpha)
+                for name, draws in self.class_draws.items()
             }
             for i, label in enumerate(classes)
         }
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence against accuracy in equal-width bins; NaN where a bin is empty."""
+def measure(
+    outputs: ArrayLike, truth: ArrayLike, *, target: Target = "class", bins: int = 15
+) -> dict[str, float]:
+    """The point estimates of METRICS[target].
 
-    confidence: Floats  # [M] mean top probability
-    accuracy: Floats  # [M]
-    count: Ints  # [M]
-
-
-def measure(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> dict[str, float]:
-    """The point estimates of all METRICS.
+    Of classes, from probabilities [N, C]:
 
     - accuracy: share of samples whose top class is the label;
     - balanced_accuracy: mean recall over the classes among the labels;
@@ -78,205 +88,188 @@ def measure(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> d
     - ece: expected calibration error, the mean distance of accuracy and top probability over
       equal-width bins, weighted by their samples (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
+    Of labels, from a probability each [N, C]; from .5 on a label is predicted:
+
+    - subset_accuracy: share of samples with every label right;
+    - macro_f1, micro_f1: mean F1 over the labels that are true or predicted; F1 of all together;
+    - log_loss, brier: of each label as a yes or no, mean over samples and labels;
+    - ece: of all probabilities, against the share of them that are true.
+
+    Of numbers, from values [N, 1]: r2 (1 - squared error / squared distance from the mean), mae, rmse.
+
     Args:
-        probabilities: [N, C], rows that sum to 1.
-        labels: [N], column of the true class.
+        outputs: [N, C]; probabilities of classes sum to 1.
+        truth: column of the true class [N], the true labels [N, C] (bool), or the number [N].
         bins: M.
 
     Returns:
-        Metric -> value. All are NaN where there are no samples, or any row is not a distribution
-        (see `distributions`): a metric of the other rows would look better than the model is.
+        Metric -> value. All are NaN where there are no samples, or any row can't be judged (see
+        `sums.sound`): a metric of the other rows would look better than the model is.
 
     Raises:
-        ValueError: the shapes do not fit, or a label is not a column.
+        ValueError: the shapes do not fit, or the truth is not of this target.
     """
-    return bootstrap(probabilities, labels, resamples=0, seed=0, bins=bins).points
+    return bootstrap(outputs, truth, resamples=0, seed=0, bins=bins, target=target).points
 
 
 def bootstrap(
-    probabilities: ArrayLike, labels: ArrayLike, *, resamples: int, seed: int, bins: int = 15
+    outputs: ArrayLike,
+    truth: ArrayLike,
+    *,
+    resamples: int,
+    seed: int,
+    bins: int = 15,
+    target: Target = "class",
+    groups: Sequence[Hashable] | None = None,
 ) -> Bootstrap:
-    """`measure`, and the same on `resamples` bootstrap resamples of the samples.
+    """`measure`, and the same on `resamples` bootstrap resamples.
 
-    Equal `seed`, `resamples` and N give equal resamples: two models that are bootstrapped alike
+    Equal `seed`, `resamples` and U give equal resamples: two models that are bootstrapped alike
     on the same samples are paired resample by resample. See Efron and Tibshirani, An Introduction
     to the Bootstrap (1993), chapter 13.
+
+    Samples of one group (images of one part, of one patient) are alike, and tell less than as many
+    single ones; so whole groups are drawn (cluster bootstrap, Davison and Hinkley 1997, 3.8).
 
     A class can vanish from a resample; balanced accuracy and macro F1 are means over the classes
     that the resample has.
 
-    Args and raises: as `measure`.
+    Args:
+        groups: of each sample [N]; None: each is one of its own.
+
+    Other args and raises: as `measure`.
     """
-    p, y = _checked(probabilities, labels)
-    valid = len(y) > 0 and bool(distributions(p).all())
+    o, y = checked(outputs, truth, target)
+    units = _units(groups, len(o))
+    valid = len(o) > 0 and bool(sums.sound(o, target).all())
     if not valid:
-        return _undefined(seed, y, p.shape[1], resamples)
-    statistics = _statistics(p, y, bins)  # [K, N]
-    points, class_points = _formulas(statistics @ np.ones((len(y), 1)), p.shape[1])
-    draws: dict[str, list[Floats]] = {name: [] for name in METRICS}
-    class_draws: dict[str, list[Floats]] = {name: [] for name in CLASS_METRICS}
-    for counts in resample_counts(len(y), resamples, seed):
-        some, some_of_class = _formulas(statistics @ np.ascontiguousarray(counts.T), p.shape[1])
-        for name in METRICS:
-            draws[name].append(some[name])
-        for name in CLASS_METRICS:
-            class_draws[name].append(some_of_class[name])
+        return _undefined(target, seed, y, units, o.shape[1], resamples)
+    parts = sums.of(o, y, target, bins).by_unit(units)
+    points, class_points = parts.formulas(parts.total()[:, None])
+    draws: dict[str, list[Floats]] = {name: [] for name in points}
+    class_draws: dict[str, list[Floats]] = {name: [] for name in class_points}
+    for counts in resample_counts(parts.statistics.shape[1], resamples, seed):
+        some, some_of_class = parts.formulas(parts.statistics @ np.ascontiguousarray(counts.T))
+        for name, values in some.items():
+            draws[name].append(values)
+        for name, values in some_of_class.items():
+            class_draws[name].append(values)
     return Bootstrap(
+        target=target,
         seed=seed,
-        labels=y,
+        truth=y,
+        units=units,
+        sums=parts,
         points={name: float(value[0]) for name, value in points.items()},
         draws={name: np.concatenate([*chunks, np.empty(0)]) for name, chunks in draws.items()},
         class_points={name: np.nan_to_num(value[:, 0], nan=0.0) for name, value in class_points.items()},
         class_draws={
-            name: np.concatenate([*chunks, np.empty((p.shape[1], 0))], axis=1)
+            name: np.concatenate([*chunks, np.empty((o.shape[1], 0))], axis=1)
             for name, chunks in class_draws.items()
         },
     )
 
 
-def resample_counts(samples: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each resample drew each sample: chunks [b, N] of multinomial counts, B rows in all.
+def resample_counts(units: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each resample drew each unit: chunks [b, U] of multinomial counts, B rows in all.
 
-    A chunk is overwritten by the next one. The counts depend on N, B's position and the seed only.
+    A chunk is overwritten by the next one. The counts depend on U, B's position and the seed only.
     """
     generator = np.random.default_rng(seed)
-    chunk = max(1, CHUNK // max(samples, 1))
-    counts = np.empty((min(chunk, resamples), samples))  # [b, N]
+    chunk = max(1, CHUNK // max(units, 1))
+    counts = np.empty((min(chunk, resamples), units))  # [b, U]
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         for row in range(size):
-            # The same law as Generator.multinomial, at half the time for large N.
-            drawn = generator.integers(0, samples, size=samples, dtype=np.uint32)
-            counts[row] = np.bincount(drawn, minlength=samples)
+            # The same law as Generator.multinomial, at half the time for large U.
+            drawn = generator.integers(0, units, size=units, dtype=np.uint32)
+            counts[row] = np.bincount(drawn, minlength=units)
         yield counts[:size]
 
 
-def interval(point: float, draws: Floats) -> Interval:
-    """The percentile 95 % interval of `draws` [B]; those that are undefined are left out.
+def interval(point: float, draws: Floats, *, units: int, alpha: float = ALPHA) -> Interval:
+    """The percentile 1 - alpha interval of `draws` [B]; those that are undefined are left out.
 
-    The percentile method is too narrow for very few samples, and has no width where all
-    resamples agree (an accuracy of exactly 1). Resampling adds to the ECE, which noise only ever
-    raises, so the interval of a small ECE lies to the right of its point estimate; it is widened to
-    hold the point.
+    Percentiles are too narrow where few units are drawn; they are taken further out, as far as a t
+    interval is wider than a normal one (Hesterberg 2015, https://arxiv.org/abs/1411.5279, the expanded
+    percentile interval). The interval has no width where all resamples agree (an accuracy of exactly
+    1). Resampling adds to the ECE, which noise only ever raises, so the interval of a small ECE lies
+    to the right of its point estimate; it is widened to hold the point.
+
+    Args:
+        units: U, from how many each resample was drawn.
     """
     if not np.isfinite(point):
         return Interval(value=np.nan, low=np.nan, high=np.nan)
     defined = draws[np.isfinite(draws)]
     if defined.size == 0:
         return Interval(value=point, low=point, high=point)
-    low, high = np.quantile(defined, [0.025, 0.975])
+    tail = alpha / 2
+    if units > 1:
+        tail = float(ndtr(np.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(value=point, low=min(low, point), high=max(high, point))
 
 
-def distributions(probabilities: Floats) -> NDArray[np.bool_]:
-    """Which rows [N] of [N, C] are probability distributions: finite, in [0, 1], with sum 1."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        inside = ((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE)).all(axis=1)
-        whole = np.abs(probabilities.sum(axis=1) - 1) <= SUM_TOLERANCE
-    return np.asarray(inside & whole, dtype=np.bool_)
+def standard_error(point: float, draws: Floats, *, units: int) -> float:
+    """The standard deviation of `draws` [B]; NaN where there is one unit, or the point is undefined.
 
-
-def reliability(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> Reliability:
-    """The bins behind the ECE. Rows that are not distributions are left out.
-
-    Args and raises: as `measure`.
+    Drawing U of U makes the variance (U - 1) / U of what it should be.
     """
-    p, y = _checked(probabilities, labels)
-    good = distributions(p)
-    p, y = p[good], y[good]
-    top, confidence = _top(p)
-    where = _bins(confidence, bins)
-    count = np.bincount(where, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        return Reliability(
-            confidence=np.bincount(where, weights=confidence, minlength=bins) / count,
-            accuracy=np.bincount(where, weights=(top == y).astype(float), minlength=bins) / count,
-            count=count,
+    defined = draws[np.isfinite(draws)]
+    if not np.isfinite(point) or defined.size < 2 or units < 2:
+        return np.nan
+    return float(defined.std(ddof=1) * np.sqrt(units / (units - 1)))
+
+
+def checked(outputs: ArrayLike, truth: ArrayLike, target: Target) -> tuple[Floats, Truth]:
+    """Outputs [N, C] and the truth in the types of the target.
+
+    Raises:
+        ValueError: they do not fit each other or the target.
+    """
+    o = np.asarray(outputs, dtype=np.float64)
+    given = np.asarray(truth)
+    shape = o.shape if target == "labels" else o.shape[:1]
+    if o.ndim != 2 or given.shape != shape or o.shape[1] == 0 or (target == "number" and o.shape[1] != 1):
+        meant = {"class": "[N, C] and [N]", "labels": "[N, C] and [N, C]", "number": "[N, 1] and [N]"}[target]
+        raise ValueError(f"outputs {list(o.shape)} and truth {list(given.shape)} are not {meant}")
+    if target == "labels":
+        return o, given.astype(np.bool_)
+    if target == "number":
+        y = given.astype(np.float64)
+        if not np.isfinite(y).all():
+            raise ValueError("the true numbers must be finite")
+        return o, y
+    columns = given.astype(np.int64)
+    if columns.size and (columns.min() < 0 or columns.max() >= o.shape[1]):
+        raise ValueError(
+            f"labels must be columns 0 to {o.shape[1] - 1}, found {columns.min()} to {columns.max()}"
         )
+    return o, columns
 
 
-def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(labels, dtype=np.int64)
-    if p.ndim != 2 or y.shape != p.shape[:1] or p.shape[1] == 0:
-        raise ValueError(f"probabilities {list(p.shape)} and labels {list(y.shape)} are not [N, C] and [N]")
-    if y.size and (y.min() < 0 or y.max() >= p.shape[1]):
-        raise ValueError(f"labels must be columns 0 to {p.shape[1] - 1}, found {y.min()} to {y.max()}")
-    return p, y
+def _units(groups: Sequence[Hashable] | None, n: int) -> Ints:
+    """The unit of each sample [N], numbered as they first come."""
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise ValueError(f"{len(groups)} groups are not those of {n} samples")
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
 
 
-def _top(p: Floats) -> tuple[Ints, Floats]:
-    """The top class [N] and its probability [N]; of equals the first."""
-    top = p.argmax(axis=1)
-    return top, p[np.arange(len(p)), top]
-
-
-def _bins(confidence: Floats, bins: int) -> Ints:
-    """The bin [N] of each confidence; bin m is (m / M, (m + 1) / M], and the first has 0 too."""
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-
-
-def _statistics(p: Floats, y: Ints, bins: int) -> sparse.csr_array:
-    """[K, N], at most six entries a sample: is of class c (C rows), is predicted c (C), is c and
-    predicted c (C), confidence - correctness in bin m (M), log loss, squared error."""
-    n, c = p.shape
-    sample = np.arange(n)
-    top, confidence = _top(p)
-    correct = top == y
-    p_label = p[sample, y]
-    log_loss = -np.log(np.clip(p_label, EPS, 1 - EPS))
-    squares = np.einsum("nc,nc->n", p, p) - p_label**2 + (1 - p_label) ** 2
-    hits = sample[correct]
-    rows = np.concatenate(
-        [
-            y,
-            c + top,
-            2 * c + y[hits],
-            3 * c + _bins(confidence, bins),
-            np.full(n, 3 * c + bins),
-            np.full(n, 3 * c + bins + 1),
-        ]
-    )
-    columns = np.concatenate([sample, sample, hits, sample, sample, sample])
-    ones = np.ones(n)
-    values = np.concatenate([ones, ones, ones[hits], confidence - correct, log_loss, squares])
-    return sparse.csr_array((values, (rows, columns)), shape=(3 * c + bins + 2, n))
-
-
-def _formulas(sums: Floats, c: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """From the sums [K, B] of `_statistics`: metric -> [B], and class metric -> [C, B] with NaN
-    where the denominator is 0."""
-    support, predicted, correct = sums[:c], sums[c : 2 * c], sums[2 * c : 3 * c]  # each [C, B]
-    gaps, log_loss, squares = sums[3 * c : -2], sums[-2], sums[-1]  # [M, B], [B], [B]
-    n = support.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        precision, recall = correct / predicted, correct / support
-        f1 = 2 * correct / (support + predicted)
-    metrics = {
-        "accuracy": correct.sum(axis=0) / n,
-        "balanced_accuracy": _mean_of_defined(recall),
-        "macro_f1": _mean_of_defined(f1),
-        "log_loss": log_loss / n,
-        "brier": squares / n,
-        "ece": np.abs(gaps).sum(axis=0) / n,
-    }
-    return metrics, {"precision": precision, "recall": recall, "f1": f1}
-
-
-def _mean_of_defined(values: Floats) -> Floats:
-    """Mean over the classes that are not NaN: [C, B] -> [B]."""
-    defined = ~np.isnan(values)
-    means: Floats = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
-    return means
-
-
-def _undefined(seed: int, y: Ints, c: int, resamples: int) -> Bootstrap:
+def _undefined(target: Target, seed: int, y: Truth, units: Ints, c: int, resamples: int) -> Bootstrap:
     """NaN for every number."""
+    names = () if target == "number" else CLASS_METRICS
     return Bootstrap(
+        target=target,
         seed=seed,
-        labels=y,
-        points=dict.fromkeys(METRICS, np.nan),
-        draws={name: np.full(resamples, np.nan) for name in METRICS},
-        class_points={name: np.full(c, np.nan) for name in CLASS_METRICS},
-        class_draws={name: np.full((c, resamples), np.nan) for name in CLASS_METRICS},
+        truth=y,
+        units=units,
+        sums=None,
+        points=dict.fromkeys(METRICS[target], np.nan),
+        draws={name: np.full(resamples, np.nan) for name in METRICS[target]},
+        class_points={name: np.full(c, np.nan) for name in names},
+        class_draws={name: np.full((c, resamples), np.nan) for name in names},
     )

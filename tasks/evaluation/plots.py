@@ -1,4 +1,5 @@
-"""The confusion matrix and the reliability diagram, as PNG files with CSV twins for DVC."""
+"""The confusion matrix, the reliability diagram, and of numbers the predicted beside the actual ones, as
+PNG files with CSV twins for DVC."""
 
 import csv
 import math
@@ -14,11 +15,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from tasks.evaluation.metrics import Ints, Reliability
+from tasks.evaluation.calibration import Reliability
+from tasks.evaluation.sums import Ints
+from tasks.records import Target
 
 NUMBERED = 30  # classes up to which the cells carry their counts
 NAMED = 60  # class names along an axis; of more classes only some are named
 NAME_LENGTH = 24  # characters
+POINTS = 1000  # up to which each is drawn boldly
 
 INK = "#1f2933"
 MUTED = "#7b8794"
@@ -45,10 +49,11 @@ def confusion(out: Path, actual: Sequence[str], predicted: Sequence[str], classe
     _draw_confusion(out / "confusion.png", counts, classes)
 
 
-def reliability(out: Path, bins: Reliability, ece: float) -> None:
+def reliability(out: Path, bins: Reliability, ece: float, *, target: Target = "class") -> None:
     """Writes `reliability.csv` (bin from 1, confidence, accuracy, count; bins without samples are
     left out) and `reliability.png` (accuracy by confidence, the gap to the diagonal, and below
-    how the confidences are spread)."""
+    how the confidences are spread). Of labels, `confidence` is the stated probability of each, and
+    `accuracy` the share of them that is true."""
     rows = zip(
         range(1, len(bins.count) + 1),
         bins.confidence.tolist(),
@@ -61,7 +66,31 @@ def reliability(out: Path, bins: Reliability, ece: float) -> None:
         ("bin", "confidence", "accuracy", "count"),
         (row for row in rows if row[3]),
     )
-    _draw_reliability(out / "reliability.png", bins, ece)
+    _draw_reliability(out / "reliability.png", bins, ece, target)
+
+
+def predicted(out: Path, actual: Sequence[float], values: Sequence[float], r2: float) -> None:
+    """Writes `predicted.csv` (columns actual, predicted) and `predicted.png`.
+
+    Args:
+        actual: [N] numbers.
+        values: [N] what the model says.
+    """
+    _write_csv(out / "predicted.csv", ("actual", "predicted"), zip(actual, values, strict=True))
+    figure = Figure(figsize=(5.6, 5.6), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+    axes = figure.add_subplot()
+    if actual:
+        ends = (min(*actual, *values), max(*actual, *values))
+        axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1.2, label="Predicted as it is")
+        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    few = len(actual) <= POINTS
+    axes.scatter(actual, values, s=14 if few else 4, alpha=0.6 if few else 0.2, color=BLUE, linewidths=0)
+    score = f"R² {r2:.3f}" if math.isfinite(r2) else "R² undefined"
+    axes.set_title(f"Predicted and actual, test split\n{score}, n = {len(actual):,}", color=INK, fontsize=11)
+    axes.set_xlabel("Actual value", color=INK)
+    axes.set_ylabel("Predicted value", color=INK)
+    _plain(axes)
+    _save(figure, out / "predicted.png")
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -143,7 +172,12 @@ def _compact(count: int) -> str:
     return f"{count / 1e3:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"
 
 
-def _draw_reliability(file: Path, bins: Reliability, ece: float) -> None:
+def _draw_reliability(file: Path, bins: Reliability, ece: float, target: Target) -> None:
+    share, stated, counted = (
+        ("Share that is true", "Probability", "labels")
+        if target == "labels"
+        else ("Accuracy", "Confidence", "samples")
+    )
     m, n = len(bins.count), int(bins.count.sum())
     left = np.arange(m) / m
     centre, width = left + 0.5 / m, 1 / m
@@ -169,9 +203,13 @@ def _draw_reliability(file: Path, bins: Reliability, ece: float) -> None:
     above.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2)
     above.legend(
         handles=[
-            Patch(facecolor=BLUE, label="Accuracy"),
-            Patch(facecolor=OVER_LIGHT, edgecolor=OVER, hatch="////", label="Confidence above accuracy"),
-            Patch(facecolor=UNDER_LIGHT, edgecolor=BLUE, hatch="////", label="Confidence below accuracy"),
+            Patch(facecolor=BLUE, label=share),
+            Patch(
+                facecolor=OVER_LIGHT, edgecolor=OVER, hatch="////", label=f"{stated} above {share.lower()}"
+            ),
+            Patch(
+                facecolor=UNDER_LIGHT, edgecolor=BLUE, hatch="////", label=f"{stated} below {share.lower()}"
+            ),
             Line2D([], [], color=MUTED, linestyle="--", linewidth=1.2, label="Perfect calibration"),
         ],
         loc="upper left",
@@ -180,15 +218,15 @@ def _draw_reliability(file: Path, bins: Reliability, ece: float) -> None:
         labelcolor=INK,
     )
     above.set_ylim(0, 1.02)
-    above.set_ylabel("Accuracy", color=INK)
+    above.set_ylabel(share, color=INK)
     title = f"ECE {ece:.3f}" if math.isfinite(ece) else "ECE undefined"
     above.set_title(f"Reliability, test split\n{title}, n = {n:,}, {m} bins", color=INK, fontsize=11)
     shares = bins.count / max(n, 1)
     below.bar(centre, shares, width * 0.94, color=MUTED)
     below.set_xlim(0, 1)
     below.set_ylim(0, max(1.08 * float(shares.max()), 0.05))
-    below.set_xlabel("Confidence (top probability)", color=INK)
-    below.set_ylabel("Share of samples", color=INK)
+    below.set_xlabel("Confidence (top probability)" if target == "class" else stated, color=INK)
+    below.set_ylabel(f"Share of {counted}", color=INK)
     for axes in (above, below):
         _plain(axes)
     _save(figure, file)

@@ -1,4 +1,4 @@
-"""Probabilities of a head for the test split."""
+"""Outputs of a head for the test split."""
 
 from pathlib import Path
 
@@ -7,19 +7,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.embedding.gather import gather
-from tasks.head.linear import LinearHead
+from tasks.head import fitted
 from tasks.records import Embeddings, Manifest
 
 
-def test_probabilities(
+def test_outputs(
     manifest: Manifest, embeddings: Embeddings, head_folder: Path
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Probabilities [N, C] for the test rows in the manifest's order, and the C classes.
+    """Outputs [N, K] for the test rows in the manifest's order, and the classes.
+
+    Of classes and labels K = C calibrated probabilities; of a number K = 1 value, and no classes.
 
     Raises:
         CacheError: an embedding is missing.
         RegistryError: the folder holds no readable head.
     """
     table = pq.read_table(manifest.file, columns=["digest"], filters=[("split", "=", "test")])
-    head = LinearHead.load(head_folder)
-    return head.predict_proba(gather(embeddings, table["digest"].to_pylist())), head.classes
+    head = fitted.load(head_folder)
+    outputs = head.outputs(gather(embeddings, table["digest"].to_pylist()))
+    return np.asarray(outputs, dtype=np.float64), tuple(head.classes)

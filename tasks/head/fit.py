@@ -1,178 +1,175 @@
-"""The head stage: regularised multinomial logistic regression on cached embeddings, its strength
-chosen by cross-validation on the training split, its temperature on the validation split."""
+"""The head stage: a head on cached embeddings, chosen and calibrated by cross-validation on the
+training split; from where on it is to be trusted is read off the validation split."""
 
-import os
+import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.special import log_softmax
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from threadpoolctl import threadpool_limits
 
-from tasks.embedding.gather import gather, parts
-from tasks.head.calibrate import fit_temperature
+from tasks.embedding.gather import open_caches, parts
+from tasks.errors import DataError
+from tasks.head.choose import choose_blocks
+from tasks.head.conformal import confidence, conformal
+from tasks.head.fitted import FILES, FittedHead
 from tasks.head.folds import check_folds
-from tasks.head.linear import LinearHead
-from tasks.head.solver import Basis, solve
+from tasks.head.linear import Matrix, Vectors
+from tasks.head.training import Samples, Trained, cross_validate, train
 from tasks.params import HeadParams
-from tasks.records import Embeddings, Head, Manifest, Split, digest_of
+from tasks.records import Embeddings, Head, Manifest, Score, Split, digest_of
+
+# Larger matrices of embeddings are kept in a file and read in chunks.
+MEMORY_BYTES = 4 << 30
+HELD_OUT = "held_out.parquet"
 
 
-def run(out: Path, manifest: Manifest, embeddings: Embeddings, params: HeadParams) -> Head:
-    """Fits the head and writes head.safetensors and head.json.
+def run(
+    out: Path,
+    manifest: Manifest,
+    embeddings: Embeddings,
+    params: HeadParams,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Head:
+    """Fits the head and writes head.safetensors, head.json and held_out.parquet.
 
     Raises:
-        DataError: a class has fewer training samples than there are folds.
+        DataError: a class has fewer training samples than there are folds, or a label is no number.
         CacheError: an embedding is missing.
     """
-    x, y = split_data(manifest, embeddings, "train")
-    counts = np.bincount(y, minlength=len(manifest.classes)).tolist()
-    check_folds(dict(zip(manifest.classes, counts, strict=True)), params.folds)
-    # One BLAS thread a fit: sums are then added in the same order whatever the number of cores.
-    with threadpool_limits(1, user_api="blas"):
-        basis = Basis.of(_standardise(x, parts(embeddings))[0])
-        losses = cross_validate(x, y, _groups(manifest), params, basis, parts(embeddings))
-        strength = one_standard_error(losses)
-        path = RegularisationPath(x, y, manifest.classes, basis, params.max_iterations, parts(embeddings))
-        head = path.fit(strength)
-    x_validation, y_validation = split_data(manifest, embeddings, "validation")
-    head = replace(head, temperature=fit_temperature(head.logits(x_validation), y_validation))
+    check_folds(manifest, params.folds)
+    inputs: dict[str, Score] = {}
+    if params.inputs == "chosen":
+        embeddings, inputs = _chosen(manifest, embeddings, params, memory_bytes)
+    samples = _training_samples(manifest, embeddings, memory_bytes)
+    trained = train(samples, target=manifest.target, classes=manifest.classes, params=params)
+    head = _with_thresholds(trained.fitted, manifest, embeddings, params)
     head.save(out)
-    content = [(out / name).read_bytes().hex() for name in ("head.safetensors", "head.json")]
-    return Head(
-        digest=digest_of(*content),
-        folder=str(out),
-        classes=head.classes,
-        strength=strength,
-        strengths={str(c): float(loss.mean()) for c, loss in losses.items()},
-        temperature=head.temperature,
-    )
+    _write_held_out(out / HELD_OUT, manifest, trained.held_out)
+    return _record(out, embeddings, trained, head, inputs)
 
 
 def split_data(
-    manifest: Manifest, embeddings: Embeddings, split: Split
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The embeddings [N, D] and class indices [N] of a split, in the manifest's order."""
+    manifest: Manifest, embeddings: Embeddings, split: Split, *, memory_bytes: int = MEMORY_BYTES
+) -> tuple[Vectors, NDArray[Any]]:
+    """The embeddings [N, D] and the truth of a split, in the manifest's order: class indices int64
+    [N], labels float32 [N, C] (0 or 1), or numbers float64 [N].
+
+    Raises:
+        DataError: a label is no number, and the target is.
+        CacheError: an embedding is missing.
+    """
     table = pq.read_table(manifest.file, columns=["digest", "label"], filters=[("split", "=", split)])
+    y = truth(manifest, table["label"].to_pylist())
+    return _gathered(embeddings, table["digest"].to_pylist(), memory_bytes), y
+
+
+def truth(manifest: Manifest, labels: Sequence[Any]) -> NDArray[Any]:
+    """Labels as the manifest has them, as numbers: see `split_data`.
+
+    Raises:
+        DataError: a label is no number, and the target is.
+    """
     index = {name: i for i, name in enumerate(manifest.classes)}
-    labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
-    return gather(embeddings, table["digest"].to_pylist()), labels
+    if manifest.target == "class":
+        return np.array([index[name] for name in labels], dtype=np.int64)
+    if manifest.target == "labels":
+        y = np.zeros((len(labels), len(index)), dtype=np.float32)
+        for row, names in enumerate(labels):
+            y[row, [index[name] for name in names.split("|") if name]] = 1.0
+        return y
+    try:
+        numbers = np.array([float(label) for label in labels], dtype=np.float64)
+    except ValueError as error:
+        raise DataError(f"{manifest.file}: {error}; a label of data.target number has to be one") from None
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{manifest.file}: a label of data.target number is not finite")
+    return numbers
 
 
-def _groups(manifest: Manifest) -> list[str]:
-    """The group of each training sample, else its content, in the manifest's order."""
+def _gathered(embeddings: Embeddings, digests: Sequence[str], memory_bytes: int) -> Vectors:
+    shape = (len(digests), embeddings.dim)
+    if shape[0] * shape[1] * 4 <= memory_bytes:
+        vectors = np.empty(shape, dtype=np.float32)
+    else:
+        # Without a name, and gone with the array; beside the caches, where there is room for them.
+        file = tempfile.TemporaryFile(dir=embeddings.root)  # noqa: SIM115
+        vectors = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+    start = 0
+    for cache in open_caches(embeddings.blocks, Path(embeddings.root)).values():
+        cache.gather(digests, out=vectors[:, start : start + cache.dim])
+        start += cache.dim
+    return vectors
+
+
+def _training_samples(manifest: Manifest, embeddings: Embeddings, memory_bytes: int) -> Samples:
+    x, y = split_data(manifest, embeddings, "train", memory_bytes=memory_bytes)
     table = pq.read_table(manifest.file, columns=["digest", "group"], filters=[("split", "=", "train")])
     pairs = zip(table["group"].to_pylist(), table["digest"].to_pylist(), strict=True)
-    return [group or digest for group, digest in pairs]
-
-
-def cross_validate(
-    x: NDArray[np.float32],
-    y: NDArray[np.int64],
-    groups: Sequence[str],
-    params: HeadParams,
-    basis: Basis,
-    parts: Sequence[int],
-) -> dict[float, NDArray[np.float64]]:
-    """Mean held-out log loss [folds] of each strength, from the most to the least regularised.
-
-    Whatever is fitted is fitted within the folds; `basis` only says in which coordinates to look
-    for the minimum. Once the loss has risen twice in a row, weaker regularisation is not tried:
-    it overfits more, and its fits take longest.
-    """
+    groups = [group or digest for group, digest in pairs]
     # A group, or copies of one image, in two folds would let the head see what it is judged on.
-    if len(set(groups)) < len(groups):
-        folds = StratifiedGroupKFold(params.folds, shuffle=True, random_state=params.seed)
-        split = folds.split(x, y, groups)
-    else:
-        split = StratifiedKFold(params.folds, shuffle=True, random_state=params.seed).split(x, y)
-    classes = tuple(str(c) for c in range(int(y.max()) + 1))
-    paths = [
-        (RegularisationPath(x[fitted], y[fitted], classes, basis, params.max_iterations, parts), held_out)
-        for fitted, held_out in split
-    ]
-
-    def held_out_loss(path: RegularisationPath, held_out: NDArray[np.int64]) -> float:
-        log_p = log_softmax(path.fit(strength).logits(x[held_out]), axis=1)
-        return -float(log_p[np.arange(len(held_out)), y[held_out]].mean())
-
-    losses: dict[float, NDArray[np.float64]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for strength in sorted(params.strengths):
-            # list() waits for the folds, so `strength` is the same for all of them.
-            losses[strength] = np.array(list(pool.map(lambda fold: held_out_loss(*fold), paths)))
-            recent = [loss.mean() for loss in losses.values()][-3:]
-            if len(recent) == 3 and recent[0] < recent[1] < recent[2]:
-                break
-    return losses
+    apart = len(set(groups)) == len(groups)
+    return Samples(x, y, parts(embeddings), None if apart else groups)
 
 
-def one_standard_error(losses: dict[float, NDArray[np.float64]]) -> float:
-    """The most regularised strength whose loss is within one standard error of the least.
+def _chosen(
+    manifest: Manifest, embeddings: Embeddings, params: HeadParams, memory_bytes: int
+) -> tuple[Embeddings, dict[str, Score]]:
+    """The embeddings of the blocks that cross-validation chooses, and what it tried."""
+    target, classes = manifest.target, manifest.classes
 
-    Hastie et al., The Elements of Statistical Learning, 7.10.1. With few samples the least loss is
-    least partly by luck (surface inspection: test log loss .480 instead of .496).
-    """
-    best = min(losses.values(), key=lambda loss: float(loss.mean()))
-    bound = best.mean() + best.std(ddof=1) / np.sqrt(len(best))
-    return min(strength for strength, loss in losses.items() if loss.mean() <= bound)
+    def losses_of(places: tuple[int, ...]) -> Matrix:
+        some = embeddings.select([embeddings.blocks[place].digest for place in places])
+        samples = _training_samples(manifest, some, memory_bytes)
+        return cross_validate(samples, target=target, classes=classes, params=params)
 
-
-class RegularisationPath:
-    """Fits of one set of samples at growing strengths C, each starting from the one before."""
-
-    def __init__(
-        self,
-        x: NDArray[np.float32],
-        y: NDArray[np.int64],
-        classes: tuple[str, ...],
-        basis: Basis,
-        max_iterations: int,
-        parts: Sequence[int],
-    ) -> None:
-        standard, self._mean, self._scale = _standardise(x, parts)
-        self._z = standard @ basis.vectors
-        self._y, self._classes, self._basis = y, classes, basis
-        self._max_iterations = max_iterations
-        self._solution: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-
-    def fit(self, strength: float) -> LinearHead:
-        """The head (temperature 1) at `strength`."""
-        self._solution = solve(
-            self._z,
-            self._y,
-            len(self._classes),
-            strength,
-            self._basis,
-            self._solution,
-            max_iterations=self._max_iterations,
-        )
-        weight = self._solution[0] @ self._basis.vectors.T
-        return LinearHead(self._classes, self._mean, self._scale, weight, self._solution[1], temperature=1.0)
+    chosen, tried = choose_blocks(embeddings.blocks, losses_of)
+    return embeddings.select([embeddings.blocks[place].digest for place in chosen]), tried
 
 
-def _standardise(
-    x: NDArray[np.float32], parts: Sequence[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centred in each dimension, each part divided by one scale (the root of its mean variance).
+def _with_thresholds(
+    head: FittedHead, manifest: Manifest, embeddings: Embeddings, params: HeadParams
+) -> FittedHead:
+    """Of classes alone; the validation split was in no fit, no choice and no calibration."""
+    if head.target != "class":
+        return head
+    x, y = split_data(manifest, embeddings, "validation")
+    outputs = head.outputs(x)
+    return head.with_thresholds(
+        confidence(outputs, y, params.precision), conformal(outputs, y, params.coverage)
+    )
 
-    One scale for a part, because a backbone has dimensions that hardly ever fire: to blow each of them up to
-    variance 1 raises their noise to the rank of signal (surface inspection: test log loss .495
-    instead of .440).
-    """
-    mean = x.mean(axis=0, dtype=np.float64)
-    standard = x.astype(np.float64) - mean
-    variance = (standard**2).mean(axis=0)
-    ends = np.cumsum(parts)
-    deviations = [
-        np.sqrt(variance[end - part : end].mean()) or 1.0  # all the same: they stay at 0
-        for part, end in zip(parts, ends, strict=True)
-    ]
-    # By the number of parts, so that several do not count for more than one does.
-    scale = np.repeat(deviations, parts) * np.sqrt(len(parts))
-    return standard / scale, mean, scale
+
+def _write_held_out(file: Path, manifest: Manifest, outputs: Matrix) -> None:
+    columns = ["digest", "path", "label"]
+    table = pq.read_table(manifest.file, columns=columns, filters=[("split", "=", "train")])
+    lists = pa.FixedSizeListArray.from_arrays(
+        pa.array(outputs.astype(np.float32).ravel()), outputs.shape[1]
+    ).cast(pa.list_(pa.float32()))
+    pq.write_table(table.append_column("outputs", lists), file)
+
+
+def _record(
+    out: Path, embeddings: Embeddings, trained: Trained, head: FittedHead, inputs: dict[str, Score]
+) -> Head:
+    content = [(out / name).read_bytes().hex() for name in (*FILES, HELD_OUT)]
+    return Head(
+        digest=digest_of(*content),
+        folder=str(out),
+        target=head.target,
+        kind=trained.kind,
+        classes=head.classes,
+        blocks=tuple(block.digest for block in embeddings.blocks),
+        strength=trained.strength,
+        strengths=trained.strengths,
+        kinds=dict(trained.kinds),
+        inputs=inputs,
+        calibration=trained.calibration.method,
+        temperature=trained.calibration.temperature,
+        confidence=head.confidence,
+        conformal=head.conformal,
+    )

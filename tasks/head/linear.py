@@ -1,64 +1,85 @@
-"""A linear head: standardise, one affine map to logits, divide by the temperature, softmax."""
+"""Heads that are an affine map of the standardised embedding: logistic, multilabel, ridge, prototype."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from scipy.special import log_softmax
 
-from tasks.errors import RegistryError
+Vectors = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+
+ROWS = 4096  # of embeddings that are worked on at a time: they may be larger than the memory
+
+
+class Rows(Protocol):
+    """Embeddings [N, D]: an array, a memory map, or some rows of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """D = length of an embedding, C = number of classes."""
+class Subset:
+    """Some rows of embeddings, copied only as they are read."""
 
-    classes: tuple[str, ...]
-    mean: NDArray[np.float64]  # [D], of the training split
-    scale: NDArray[np.float64]  # [D], standard deviation of the training split, never 0
-    weight: NDArray[np.float64]  # [C, D]
-    bias: NDArray[np.float64]  # [C]
-    temperature: float
+    x: Rows
+    rows: NDArray[np.int64]
 
-    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[N, D] to [N, C], before the temperature."""
-        standard = (embeddings.astype(np.float64) - self.mean) / self.scale
-        return standard @ self.weight.T + self.bias
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.rows), self.x.shape[1]
 
-    def predict_proba(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[N, D] to calibrated probabilities [N, C], in the order of `classes`."""
-        probabilities: NDArray[np.float64] = np.exp(
-            log_softmax(self.logits(embeddings) / self.temperature, axis=1)
-        )
-        return probabilities
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def save(self, folder: Path) -> None:
-        """Writes head.safetensors (float64) and head.json."""
-        arrays = {"mean": self.mean, "scale": self.scale, "weight": self.weight, "bias": self.bias}
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "head.safetensors")
-        values = {"format": 1, "classes": self.classes, "temperature": self.temperature}
-        (folder / "head.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    def __getitem__(self, rows: Any, /) -> Any:
+        return self.x[self.rows[rows]]
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Reads what `save` wrote.
 
-        Raises:
-            RegistryError: a file is missing, damaged, or of another format.
-        """
-        try:
-            values = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "head.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise RegistryError(f"{folder}: holds no readable head ({error})") from None
-        if values.get("format") != 1:
-            raise RegistryError(f"{folder}/head.json: format {values.get('format')!r} is not known, only 1")
-        try:
-            return cls(tuple(values["classes"]), **arrays, temperature=values["temperature"])
-        except (KeyError, TypeError) as error:
-            raise RegistryError(f"{folder}: holds no whole head ({error})") from None
+def chunks(rows: int) -> Iterator[slice]:
+    """Slices of `ROWS` that cover `rows` rows, in order."""
+    return (slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """logits = W (x - mean) / scale + b. D = length of an embedding, K = number of outputs."""
+
+    mean: Matrix  # [D], of the training split
+    scale: Matrix  # [D], one number for each part of an embedding, never 0
+    weight: Matrix  # [K, D]
+    bias: Matrix  # [K]
+
+    def logits(self, x: Rows) -> Matrix:
+        """[N, D] to [N, K]."""
+        out = np.empty((len(x), len(self.bias)))
+        for rows in chunks(len(x)):
+            out[rows] = self.standardised(x[rows]) @ self.weight.T + self.bias
+        return out
+
+    def standardised(self, x: Vectors) -> Matrix:
+        """[N, D], centred and divided by the scale."""
+        standard: Matrix = (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
+        return standard
+
+
+@dataclass(frozen=True)
+class UnitLinear(Linear):
+    """An affine map of the standardised embedding's direction."""
+
+    def standardised(self, x: Vectors) -> Matrix:
+        """[N, D], of length 1."""
+        return directions(super().standardised(x))
+
+
+def directions(standard: Matrix) -> Matrix:
+    """[N, D] divided by each row's length; a row of zeros stays."""
+    length = np.linalg.norm(standard, axis=1, keepdims=True)
+    unit: Matrix = standard / np.where(length > 0, length, 1.0)
+    return unit

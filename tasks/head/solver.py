@@ -1,110 +1,176 @@
-"""L2-regularised multinomial logistic regression, solved to a gradient tolerance.
+"""L2-regularised logistic regression, all folds and strengths together, solved to a gradient tolerance.
 
-The objective, for X [N, D], labels y and the strength C (scikit-learn's parametrisation; for two
-classes it has one weight vector and here are two, so that the same C regularises half as much):
+The objective of a fold f and a strength C (scikit-learn's parametrisation; for two classes it has
+one weight vector and here are two, so that the same C regularises half as much):
 
-    f(W, b) = 1/N Σᵢ −log softmax(W xᵢ + b)[yᵢ]  +  ‖W‖² / (2 C N)
+    1/N_f Σᵢ wᵢ loss(W zᵢ + b, yᵢ)  +  ‖W‖² / (2 C N_f)
 
-L-BFGS needs many steps where X is ill-conditioned, as embeddings are. So the problem is solved in
-the eigenbasis of the Gram matrix XᵀX/N = V diag(λ) Vᵀ: with Z = X V and W = U diag(s) Vᵀ the
-penalty stays a sum over coordinates, and s = (λ/4 + 1/(CN))^−½ makes the curvature in U nearly 1
-in every direction (¼ bounds the softmax's own curvature). The minimum is the same.
+where z is standardised by the fold's own rows, N_f = Σᵢ wᵢ over them, and the loss is the log loss
+of a softmax or, summed over the outputs, of independent sigmoids.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.optimize import minimize
-from scipy.special import log_softmax
+from torch import Tensor
+
+from tasks.head.blocks import Blocks, Matrix
+from tasks.head.lbfgs import Lanes
+from tasks.head.objective import Link, Objective, scaling
+from tasks.head.precondition import Basis
 
 log = logging.getLogger(__name__)
 
-Matrix = NDArray[np.float64]
+Floats = NDArray[np.floating]
+
+SMALL = 1 << 26  # products in a pass over the rows; below it a second thread costs more than it does
 
 
 @dataclass(frozen=True)
-class Basis:
-    """Eigenbasis of a Gram matrix; any basis gives the same minimum, a fitting one gives it soon."""
+class Solutions:
+    """Of F folds and S strengths, from the most to the least regularised.
 
-    vectors: Matrix  # V [D, D], columns
-    values: Matrix  # λ [D], ≥ 0
+    Weights and biases are for standardised rows z = (x − mean) / scale.
+    """
 
-    @classmethod
-    def of(cls, x: Matrix) -> "Basis":
-        """Of X [N, D], centred."""
-        values, vectors = eigh(x.T @ x / len(x))
-        return cls(vectors, np.maximum(values, 0.0))
+    weight: Floats  # [F, S, C, D], float32, or float64 where x was
+    bias: Floats  # [F, S, C]
+    mean: NDArray[np.float64]  # [F, D]
+    scale: NDArray[np.float64]  # [F, D]
+    gradient: NDArray[np.float64]  # [F, S], greatest absolute entry where it stopped
+    iterations: NDArray[np.int64]  # [F, S], points evaluated
+    passes: int  # over all rows
+
+    def logits(self, x: Floats, fold: int = 0) -> Floats:
+        """Of rows [n, D], at each strength: [n, S, C]."""
+        strengths, classes, d = self.weight.shape[1:]
+        z = ((x - self.mean[fold]) / self.scale[fold]).astype(self.weight.dtype)
+        found: Floats = (z @ self.weight[fold].reshape(-1, d).T).reshape(len(x), strengths, classes)
+        found += self.bias[fold]
+        return found
+
+    def average(self, strength: int) -> "Solutions":
+        """One start from those of all folds at a strength (its index): F = S = 1."""
+        mean, scale = self.mean.mean(0), self.scale.mean(0)
+        raw = self.weight[:, strength] / self.scale[:, None]  # [F, C, D], by x
+        bias = self.bias[:, strength] + ((mean - self.mean)[:, None] * raw).sum(-1)
+        return Solutions(
+            weight=(raw.mean(0) * scale)[None, None].astype(self.weight.dtype),
+            bias=bias.mean(0)[None, None].astype(self.bias.dtype),
+            mean=mean[None],
+            scale=scale[None],
+            gradient=np.full((1, 1), np.nan),
+            iterations=np.zeros((1, 1), np.int64),
+            passes=0,
+        )
 
 
 def solve(
-    z: Matrix,
-    y: NDArray[np.int64],
-    classes: int,
-    strength: float,
-    basis: Basis,
-    start: tuple[Matrix, Matrix] | None = None,
+    x: Matrix,
+    y: NDArray[np.generic],
     *,
+    classes: int,
+    link: Link,
+    strengths: Sequence[float],
+    rows: NDArray[np.bool_],
+    parts: Sequence[int],
+    sample_weight: NDArray[np.floating] | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
-) -> tuple[Matrix, Matrix]:
-    """The minimum in the coordinates of `basis`.
+    start: Solutions | None = None,
+    device: torch.device | str = "cpu",
+    memory_bytes: int = 4 << 30,
+) -> Solutions:
+    """The minima of all folds and strengths.
 
     Args:
-        z: X V, [N, D].
-        start: an earlier solution, to start from.
-        tolerance: greatest absolute entry of the gradient of f at which to stop (scikit-learn's
-            lbfgs has the same rule and default).
+        x: [N, D], float32 (computed in it, sums over blocks in float64) or float64.
+        y: softmax: classes int [N]; sigmoid: [N, C], 0 or 1 (or between).
+        strengths: C, ascending.
+        rows: [F, N], which rows each fold is fitted on. One fit: `np.ones((1, N), bool)`.
+        parts: dimensions of each part of a row, each standardised by a scale of its own.
+        sample_weight: [N]; a row of weight 2 is like two rows, in the statistics too.
+        tolerance: greatest absolute entry of the gradient, by the weights of z and the bias, at which
+            to stop (scikit-learn's lbfgs has the same rule).
+        max_iterations: points evaluated for each fold and strength.
+        start: an earlier solution, of as many folds or of one; its last strength is started from.
+        memory_bytes: x larger than this is not held but read in blocks in each pass, with the same
+            result.
 
     Returns:
-        W V [C, D] and b [C]; where `max_iterations` came first, a warning is logged.
+        Where `max_iterations` or the precision of x came first, a warning is logged.
     """
-    n, d = z.shape
-    rows = np.arange(n)
-    penalty = 1.0 / (strength * n)
-    scale = 1.0 / np.sqrt(basis.values / 4 + penalty)  # s [D]
-    steepest = np.inf
-
-    def objective(flat: Matrix) -> tuple[float, Matrix]:
-        nonlocal steepest
-        u = flat.reshape(classes, d + 1)
-        w, b = u[:, :d] * scale, u[:, d]
-        log_p = log_softmax(z @ w.T + b, axis=1)  # [N, C]
-        residual = np.exp(log_p)
-        residual[rows, y] -= 1.0
-        gradient = np.empty_like(u)
-        gradient[:, :d] = residual.T @ z / n + penalty * w
-        gradient[:, d] = residual.sum(axis=0) / n
-        steepest = float(np.abs(gradient).max())
-        gradient[:, :d] *= scale
-        loss = -log_p[rows, y].mean() + 0.5 * penalty * np.vdot(w, w)
-        return float(loss), gradient.ravel()
-
-    def stop_when_flat(intermediate_result: object) -> None:
-        if steepest <= tolerance:
-            raise StopIteration
-
-    first = np.zeros((classes, d + 1))
-    if start is not None:
-        first[:, :d], first[:, d] = start[0] / scale, start[1]
-    solution = minimize(
-        objective,
-        first.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=stop_when_flat,
-        options={"maxiter": max_iterations, "maxcor": 20, "ftol": 0.0, "gtol": 0.0},
+    if list(strengths) != sorted(strengths):
+        raise ValueError("strengths must ascend")
+    device = torch.device(device)
+    dtype = torch.float64 if getattr(x, "dtype", None) == np.float64 else torch.float32
+    folds = len(rows)
+    products = x.shape[0] * x.shape[1] * folds * classes
+    with _threads(1 if products < SMALL else torch.get_num_threads()):
+        blocks = Blocks(
+            x, rows, outputs=folds * classes, dtype=dtype, device=device, memory_bytes=memory_bytes
+        )
+        targets = torch.from_numpy(y[blocks.order]).to(device, torch.long if link == "softmax" else dtype)
+        weight = None
+        if sample_weight is not None:
+            weight = torch.from_numpy(np.asarray(sample_weight)[blocks.order]).to(device, dtype)
+        standard = scaling(blocks, weight, folds, parts)
+        objective = Objective(blocks, targets, weight, link, standard)
+        basis = Basis.of(blocks.sample() / standard.scale.mean(0).to(dtype))
+        penalties = 1 / (
+            torch.tensor(strengths, dtype=torch.float64, device=device) * standard.count[:, None]
+        )
+        first = torch.zeros(folds, classes, blocks.d + 1, dtype=dtype, device=device)
+        if start is not None:
+            first = _converted(start, standard.mean, standard.scale).to(dtype)
+        minima = Lanes(objective, first, penalties, basis).run(tolerance, max_iterations)
+    theta = np.stack([np.stack([at.theta.cpu().numpy() for at in lane]) for lane in minima])
+    found = Solutions(
+        weight=theta[..., :-1],
+        bias=theta[..., -1],
+        mean=standard.mean.cpu().numpy(),
+        scale=standard.scale.cpu().numpy(),
+        gradient=np.array([[at.gradient for at in lane] for lane in minima]),
+        iterations=np.array([[at.iterations for at in lane] for lane in minima]),
+        passes=objective.passes,
     )
-    objective(solution.x)  # the last evaluation may have been another point's
-    if steepest > tolerance:
+    _warn(found, strengths, tolerance)
+    return found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _converted(start: Solutions, mean: Tensor, scale: Tensor) -> Tensor:
+    """θ [F, C, D + 1] of the last strength of `start`, for rows standardised by `mean` and `scale`."""
+    weight, bias, old_mean, old_scale = (
+        torch.from_numpy(part).to(mean)
+        for part in (start.weight[:, -1], start.bias[:, -1], start.mean, start.scale)
+    )
+    raw = weight / old_scale[:, None]  # [F, C, D], by x
+    bias = bias + ((mean - old_mean)[:, None] * raw).sum(-1)
+    return torch.cat([raw * scale[:, None], bias[..., None]], -1)
+
+
+def _warn(found: Solutions, strengths: Sequence[float], tolerance: float) -> None:
+    for fold, at in np.argwhere(found.gradient > tolerance).tolist():
         log.warning(
-            "C = %g: the gradient is %.1e after %d iterations, not %.0e",
-            strength,
-            steepest,
-            solution.nit,
+            "C = %g, fold %d: the gradient is %.1e after %d iterations, not %.0e",
+            strengths[at],
+            fold,
+            found.gradient[fold, at],
+            found.iterations[fold, at],
             tolerance,
         )
-    u = solution.x.reshape(classes, d + 1)
-    return u[:, :d] * scale, u[:, d]

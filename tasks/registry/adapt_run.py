@@ -11,9 +11,11 @@ from tasks.records import (
     DatasetVersion,
     Decision,
     Embedder,
-    Evaluation,
+    Evidence,
     Head,
     Manifest,
+    ModelPackage,
+    Report,
     digest_of,
 )
 from tasks.registry.names import BLOCKS, CHAMPION_VERSION, DATA, DECISION, DECISION_FILE, PASSED, RUN_KEY
@@ -32,8 +34,10 @@ class AdaptRun:
     manifest: Manifest
     embedder: Embedder
     head: Head
-    evaluation: Evaluation
+    package: ModelPackage
+    evidence: Evidence
     decision: Decision
+    report: Report
     flow_run_id: str | None = None  # of Prefect
     flow_run_url: str | None = None
     git_commit: str | None = None
@@ -42,16 +46,27 @@ class AdaptRun:
 def metrics(run: AdaptRun) -> dict[str, float]:
     """Numbers by name; those of the champion and the differences are prefixed, ends of intervals
     end in `_low` and `_high`. NaN is left out."""
-    measured = {"": run.evaluation.metrics, "champion_": run.evaluation.champion_metrics or {}}
-    numbers: dict[str, float] = {
-        "test_samples": run.evaluation.samples,
+    evidence, evaluation = run.evidence, run.evidence.evaluation
+    measured = {"": evaluation.metrics, "champion_": evaluation.champion_metrics or {}}
+    optional = {
         "head_strength": run.head.strength,
+        "label_error_rate": evidence.findings.label_error_rate,
+        "robustness_loss": evidence.robustness.loss if evidence.robustness else None,
+        "transfer": evidence.baselines.transfer.value if evidence.baselines.transfer else None,
+    }
+    numbers: dict[str, float] = {
+        "test_samples": evaluation.samples,
         "head_temperature": run.head.temperature,
+        "leakage": evidence.findings.leakage,
+        "latency_p50_ms": evidence.trial.p50_ms,
+        "latency_p95_ms": evidence.trial.p95_ms,
+        "size_mb": evidence.trial.size_mb,
+        **{name: value for name, value in optional.items() if value is not None},
     }
     for prefix, intervals in measured.items():
         for metric, interval in intervals.items():
             numbers |= _with_interval(prefix + metric, interval.value, interval.low, interval.high)
-    for metric, change in run.evaluation.differences.items():
+    for metric, change in evaluation.differences.items():
         numbers |= _with_interval(f"difference_{metric}", change.value, change.low, change.high)
     return {key: float(value) for key, value in numbers.items() if not math.isnan(value)}
 
@@ -80,7 +95,8 @@ def tags(run: AdaptRun) -> dict[str, str]:
         "regraft.embedder": run.embedder.digest,
         BLOCKS: " ".join(block.digest for block in run.embedder.blocks),
         "regraft.head": run.head.digest,
-        "regraft.evaluation": run.evaluation.digest,
+        "regraft.findings": run.evidence.findings.digest,
+        "regraft.evaluation": run.evidence.evaluation.digest,
         DECISION: run.decision.digest,
         DECISION_FILE: hashlib.sha256(decision_file(run.decision)).hexdigest(),
         PASSED: str(run.decision.passed).lower(),

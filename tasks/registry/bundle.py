@@ -10,7 +10,10 @@ from pathlib import Path
 
 import mlflow.pyfunc
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
+
+from tasks.records import Target
+from tasks.registry.answer import COLUMNS
 
 _CODE = "tasks.registry.model"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -23,20 +26,30 @@ _NOT_SERVED = {"tasks.embedding.openvino"}  # a served model computes with torch
 
 # AnyType: one column has to take bytes, base64 text and paths, and MLflow's `binary` would decode
 # every string in a request as base64, paths and typing errors included.
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(AnyType(), "image")]),  # type: ignore[no-untyped-call]
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "confidence"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]
-    ),
-)
+_INPUTS = Schema([ColSpec(AnyType(), "image")])  # type: ignore[no-untyped-call]
+_TYPES: dict[str, DataType | Array | Map] = {
+    "label": DataType.string,
+    "labels": Array(DataType.string),
+    "confidence": DataType.double,
+    "accepted": DataType.boolean,
+    "prediction_set": Array(DataType.string),
+    "probabilities": Map(DataType.double),
+    "value": DataType.double,
+}
 
 
-def save(out: Path, package: Path, model: Model) -> Path:
-    """Writes the MLflow model of `package` into the folder `out`, which must not exist; returns `out`."""
+def signature(target: Target) -> ModelSignature:
+    """What a served model takes and answers."""
+    columns = [ColSpec(_TYPES[name], name) for name in COLUMNS[target]]
+    return ModelSignature(inputs=_INPUTS, outputs=Schema(columns))
+
+
+def save(out: Path, package: Path, target: Target, model: Model) -> Path:
+    """Writes the MLflow model of `package` into the folder `out`, which must not exist; returns `out`.
+
+    Args:
+        target: what the package's head answers.
+    """
     with tempfile.TemporaryDirectory(prefix="regraft-code-") as folder, warnings.catch_warnings():
         # An example would be kept as JSON, image and all; the signature is given.
         warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
@@ -46,7 +59,7 @@ def save(out: Path, package: Path, model: Model) -> Path:
             python_model=str(_source(_CODE)),
             artifacts={"package": str(package)},
             code_paths=[str(_copy_code(Path(folder)))],
-            signature=SIGNATURE,
+            signature=signature(target),
             pip_requirements=requirements(),
         )
     for compiled in list(out.rglob("__pycache__")):

@@ -1,7 +1,7 @@
 """The served model: MLflow runs this file when it loads a version.
 
 Input: a frame with the column `image`, whose cells are the bytes of an image file, the same as
-base64 text, or a path. Output: a row per image with `label`, `confidence` and `probabilities`.
+base64 text, or a path. Output: a row per image (see tasks/registry/answer.py).
 """
 
 import base64
@@ -16,6 +16,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from tasks.registry.answer import answers
 from tasks.registry.package import BadInputError, read
 
 COLUMN = "image"
@@ -25,7 +26,7 @@ _SERVING = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
 
 
 class ServedModel(PythonModel):
-    """Image bytes, base64 text or paths to labels with probabilities."""
+    """Image bytes, base64 text or paths to labels with probabilities, or to numbers."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads and checks the package, and loads its networks before the first request."""
@@ -48,19 +49,10 @@ class ServedModel(PythonModel):
             raise _refused(f"the input needs the column `{COLUMN}`; it has {list(model_input.columns)}")
         contents = [_content(row, cell) for row, cell in enumerate(model_input[COLUMN])]
         try:
-            probabilities = self._package.predict_proba(contents)  # [N, C]
+            outputs = self._package.outputs(contents)  # [N, K]
         except BadInputError as error:
             raise _refused(f"row {error.index}: {error.reason}") from None
-        classes = self._package.classes
-        best = probabilities.argmax(axis=1) if contents else []
-        return pd.DataFrame(
-            {
-                "label": [classes[column] for column in best],
-                "confidence": [float(row[column]) for row, column in zip(probabilities, best, strict=True)],
-                "probabilities": [dict(zip(classes, map(float, row), strict=True)) for row in probabilities],
-            },
-            index=model_input.index,
-        )
+        return pd.DataFrame(answers(self._package.head, outputs), index=model_input.index)
 
 
 def _content(row: int, cell: object) -> bytes:

@@ -1,9 +1,9 @@
-"""A package: one folder with all that turns image bytes into probabilities, and nothing to run.
+"""A package: one folder with all that turns image bytes into answers, and nothing to run.
 
 model.json              format version, embedder, classes, pixel limit, digests of the files
 backbone-N.safetensors  weights of the N-th backbone, counted from 0
 head.safetensors        weights of the head
-head.json               classes and temperature of the head
+head.json               kind, classes and calibration of the head
 """
 
 import hashlib
@@ -22,15 +22,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.data.image import BadImage, decode
 from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError
-from tasks.head.linear import LinearHead
-from tasks.records import Embedder
+from tasks.head import fitted
+from tasks.head.fitted import FittedHead
+from tasks.records import Embedder, ModelPackage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.embedding.extract import Extractor
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "model.json"
 _HEAD = ("head.safetensors", "head.json")
 
@@ -49,7 +50,7 @@ class _Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2]
+    format: Literal[3]
     embedder: Embedder  # `weights` are relative to the package
     classes: tuple[str, ...]
     max_pixels: int
@@ -66,31 +67,31 @@ class Package:
     classes: tuple[str, ...]
     max_pixels: int
 
-    def predict_proba(self, images: Sequence[bytes]) -> NDArray[np.float64]:
-        """Probabilities of encoded images.
+    def outputs(self, images: Sequence[bytes]) -> NDArray[np.float64]:
+        """What the head says of encoded images.
 
         Args:
             images: N files' contents (JPEG, PNG, ...).
 
         Returns:
-            [N, C] float64, columns in the order of `classes`.
+            [N, K] float64: probabilities in the order of `classes`, or (K = 1) numbers.
 
         Raises:
             BadInputError: one of them is not an image, or has more than `max_pixels`.
         """
         if not images:
-            return np.empty((0, len(self.classes)))
+            return np.empty((0, max(1, len(self.classes))))
         decoded = list(self._decoded(images))
         digests = [hashlib.sha256(content).hexdigest() for content in images]
         vectors: dict[str, NDArray[np.float32]] = {}
         for extractor in self._extractors:
             vectors |= extractor(decoded, digests)
         embeddings = np.concatenate([vectors[block.digest] for block in self.embedder.blocks], axis=1)
-        return self._head.predict_proba(embeddings)  # [N, C]
+        return self.head.outputs(embeddings)  # [N, K]
 
     def warm_up(self) -> None:
         """Loads the networks now, which the first prediction would do otherwise."""
-        _ = self._extractors, self._head
+        _ = self._extractors, self.head
 
     def _decoded(self, images: Sequence[bytes]) -> Iterator["Tensor"]:
         from tasks.embedding.decode import from_image
@@ -113,8 +114,18 @@ class Package:
         ]
 
     @cached_property
-    def _head(self) -> LinearHead:
-        return LinearHead.load(self.folder)
+    def head(self) -> FittedHead:
+        return fitted.load(self.folder)
+
+
+def run(out: Path, embedder: Embedder, head_folder: Path, max_pixels: int) -> ModelPackage:
+    """The stage: writes a package into `out/package`.
+
+    Raises: as `write`.
+    """
+    made = read(write(out / "package", embedder, head_folder, max_pixels))
+    size = sum(file.stat().st_size for file in made.folder.iterdir())
+    return ModelPackage(digest=made.digest, folder=str(out), size_bytes=size)
 
 
 def write(out: Path, embedder: Embedder, head_folder: Path, max_pixels: int) -> Path:
@@ -138,7 +149,7 @@ def write(out: Path, embedder: Embedder, head_folder: Path, max_pixels: int) -> 
     description = _Description(
         format=FORMAT,
         embedder=_with_weights(embedder, list(weights)),
-        classes=LinearHead.load(out).classes,
+        classes=fitted.load(out).classes,
         max_pixels=max_pixels,
         files=files,
     )
@@ -170,7 +181,7 @@ def read(folder: Path) -> Package:
         if description.files[backbone.weights] != backbone.weights_digest:
             file = folder / backbone.weights
             raise RegistryError(f"{file}: is not the file that {backbone.name} was resolved with")
-    if LinearHead.load(folder).classes != description.classes:
+    if fitted.load(folder).classes != description.classes:
         raise RegistryError(f"{folder}: model.json and head.json name different classes")
     return Package(
         folder=folder,

@@ -10,7 +10,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from tasks.errors import RegistryError
+from tasks.errors import GateError, RegistryError
+from tasks.evaluation.gate import verify
 from tasks.records import Decision, Promotion
 from tasks.registry.names import CHAMPION, DECISION, DECISION_FILE, check_name
 from tasks.registry.tracking import connect, lock
@@ -84,7 +85,8 @@ def _check(client: MlflowClient, version: ModelVersion) -> None:
         with tempfile.TemporaryDirectory() as folder:
             content = Path(client.download_artifacts(version.run_id, "decision.json", folder)).read_bytes()
         decision = Decision.model_validate_json(content)
-    except (MlflowException, OSError, ValidationError) as error:
+        verify(decision)
+    except (MlflowException, OSError, ValidationError, GateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RegistryError(f"{what}: decision.json of its run can't be read ({reason})") from None
     if decision.digest != digest or hashlib.sha256(content).hexdigest() != file_digest:

@@ -14,6 +14,7 @@ from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.models import Model
 
 from tasks.errors import RegistryError, public
+from tasks.evaluation.gate import verify
 from tasks.records import RegisteredVersion, Registration
 from tasks.registry import bundle, names, package
 from tasks.registry.adapt_run import AdaptRun, decision_file, metrics, parameters, tags
@@ -72,7 +73,8 @@ def _create_run(client: MlflowClient, run: AdaptRun, settings: Settings) -> Run:
 def _log_files(client: MlflowClient, run: AdaptRun, run_id: str) -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-run-") as name:
         folder = Path(name)
-        shutil.copytree(run.evaluation.path, folder / "evaluation")
+        for name, path in _results(run).items():
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("record.json"))
         (folder / "data").mkdir()
         for file in (run.data.dvc_file, run.audit.path / "audit.json", run.manifest.file):
             shutil.copyfile(file, folder / "data" / file.name)
@@ -80,6 +82,19 @@ def _log_files(client: MlflowClient, run: AdaptRun, run_id: str) -> None:
         plain = run.params.model_dump(mode="json")
         (folder / "params.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         client.log_artifacts(run_id, str(folder))
+
+
+def _results(run: AdaptRun) -> dict[str, Path]:
+    """Folder of the MLflow run -> what a stage left."""
+    evidence = run.evidence
+    found = {
+        "evaluation": evidence.evaluation,
+        "audit": evidence.findings,
+        "baselines": evidence.baselines,
+        "robustness": evidence.robustness,
+        "report": run.report,
+    }
+    return {name: record.path for name, record in found.items() if record is not None}
 
 
 def _log_model(client: MlflowClient, run: AdaptRun, entry: Run) -> LoggedModel:
@@ -101,10 +116,8 @@ def _log_model(client: MlflowClient, run: AdaptRun, entry: Run) -> LoggedModel:
             model_id=model.model_id,
         )
         with tempfile.TemporaryDirectory(prefix="regraft-model-") as folder:
-            made = package.write(
-                Path(folder) / "package", run.embedder, run.head.path, run.params.data.max_pixels
-            )
-            saved = bundle.save(Path(folder) / MODEL, made, description)
+            made = run.package.package
+            saved = bundle.save(Path(folder) / MODEL, made, run.head.target, description)
             client.set_logged_model_tags(model.model_id, {names.PACKAGE: package.read(made).digest})
             client.log_model_artifacts(model.model_id, str(saved))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -136,6 +149,7 @@ def _log_numbers(client: MlflowClient, run: AdaptRun, entry: Run, model: LoggedM
 def _create_version(
     client: MlflowClient, run: AdaptRun, run_id: str, model: LoggedModel, settings: Settings
 ) -> str:
+    verify(run.decision)
     if not run.decision.passed:
         raise RegistryError(f"{run.name}: the gate rejected this run; only a passed decision is registered")
     if aliases(client, run.name) is None:
@@ -150,7 +164,7 @@ def _create_version(
         model_id=model.model_id,
         tags={**ours, names.PACKAGE: model.tags[names.PACKAGE]},
         run_link=_run_url(run_id, model.experiment_id, settings),
-        description=tags(run)["mlflow.note.content"][:5000],  # MLflow's limit
+        description=(run.report.path / "card.md").read_text(encoding="utf-8")[:5000],  # MLflow's limit
     )
     return str(version.version)
 

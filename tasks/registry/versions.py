@@ -1,6 +1,7 @@
 """Reading the registry: versions, the champion, and the data behind a version."""
 
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -38,6 +39,8 @@ from tasks.registry.names import (
 from tasks.registry.tracking import connect, lock, tracking_uri
 from tasks.settings import Settings
 from tasks.stage import sync_tree
+
+log = logging.getLogger(__name__)
 
 PARAMS = "params.yaml"  # artifact of a run
 RESULT = "result.json"  # artifact of a finished run
@@ -213,6 +216,8 @@ def champion(name: str, settings: Settings) -> Champion | None:
         version=number,
         folder=str(folder),
         embedder=embedder_of(content.embedder.backbones),
+        target=content.head.target,
+        manifest=_manifest(f"models:/{name}/{number}", settings),
     )
 
 
@@ -256,6 +261,15 @@ def origin_of(model_uri: str, settings: Settings) -> Origin:
     if digest not in text:
         raise RegistryError(f"{model_uri}: its data.dvc does not name the data version {digest}")
     return Origin(text, folder / "manifest.parquet", (folder / Path(params).name).read_text(encoding="utf-8"))
+
+
+def _manifest(model_uri: str, settings: Settings) -> str | None:
+    """What the version was trained on; None where its run has no data any more."""
+    try:
+        return str(origin_of(model_uri, settings).manifest)
+    except RegistryError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _search(client: MlflowClient, query: str | None) -> Iterator[ModelVersion]:

@@ -20,7 +20,10 @@ CASES = (
     "incremental",
     "peer_lightly",
     "memory",
+    "audits",
+    "gates",
     "rates",
+    "heads",
 )
 
 

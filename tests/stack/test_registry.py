@@ -134,6 +134,8 @@ def test_record__run_holds_numbers_parameters_tags_and_files(
         **{"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95},
         **{"champion_accuracy": 0.85, "champion_accuracy_low": 0.75, "champion_accuracy_high": 0.92},
         **{"difference_accuracy": 0.05, "difference_accuracy_low": -0.01, "difference_accuracy_high": 0.1},
+        **{"latency_p50_ms": 20, "latency_p95_ms": 25, "size_mb": 14},
+        **{"leakage": 0, "label_error_rate": 0.01, "robustness_loss": 0.2},
     }
     assert entry.data.params["head.folds"] == "5"
     tags = entry.data.tags
@@ -142,13 +144,14 @@ def test_record__run_holds_numbers_parameters_tags_and_files(
     client = connect(settings)
     names = {
         file.path
-        for folder in ("", "data", "evaluation")
+        for folder in ("", "data", "evaluation", "audit", "report")
         for file in client.list_artifacts(first.run_id, folder)
         if not file.is_dir
     }
     assert names == {
         *("decision.json", "params.yaml", "result.json", "evaluation/confusion.png"),
         *("data/data.dvc", "data/audit.json", "data/manifest.parquet"),
+        *("audit/review.csv", "report/report.html", "report/card.md"),
     }
     (output,) = entry.outputs.model_outputs
     assert {m.key for m in client.get_logged_model(output.model_id).metrics or ()} == set(entry.data.metrics)
@@ -376,7 +379,7 @@ def test_loaded_model__brings_its_own_code_and_no_orchestration(
     probabilities, code, modules = json.loads(done.stdout.splitlines()[-1])
     here = champion("wear", settings)
     assert here is not None
-    expected = package.read(Path(here.folder)).predict_proba(images[:1])
+    expected = package.read(Path(here.folder)).outputs(images[:1])
     np.testing.assert_allclose([list(row.values()) for row in probabilities], expected, atol=1e-6)
     assert Path(code).parts[-3:] == ("code", "tasks", "__init__.py")
     assert not {"prefect", "dvc", "tasks.registry.register", "tasks.task"} & set(modules)
@@ -398,7 +401,7 @@ def test_model__answers_in_process_and_over_http_what_the_package_answers(
 ) -> None:
     here = champion("wear", settings)
     assert here is not None
-    expected = package.read(Path(here.folder)).predict_proba(images)
+    expected = package.read(Path(here.folder)).outputs(images)
     assert expected.max() < 0.999  # so that an agreement says something
     (tmp_path / "c.png").write_bytes(images[2])
     texts = [base64.b64encode(content).decode() for content in images]

@@ -1,11 +1,23 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.errors import ParamsError
-from tasks.params import LOWER_IS_BETTER, METRICS, Floor, GateParams, Params, load_params
+from tasks.params import (
+    KINDS,
+    LOWER_IS_BETTER,
+    METRICS,
+    Floor,
+    GateParams,
+    HeadParams,
+    Metric,
+    Params,
+    load_params,
+)
+from tasks.records import Target
 from tasks.settings import ROOT
 
 FILE = ROOT / "params.yaml"
@@ -43,7 +55,7 @@ def _models() -> list[type[BaseModel]]:
 
 
 def test_params__every_field_is_described() -> None:
-    assert len(_models()) == 6
+    assert len(_models()) == 7
     nameless = [
         f"{model.__name__}.{name}"
         for model in _models()
@@ -85,6 +97,7 @@ def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message
         ("data", "follow_links", "perhaps"),
         ("embedding", "backbone", "resnet18"),
         ("embedding", "backbone", "timm:../../etc"),
+        ("embedding", "backbone", "regraft:other"),
         ("embedding", "image_size", 15),
         ("embedding", "image_size", 2049),
         ("embedding", "layers", "[]"),
@@ -95,6 +108,8 @@ def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message
         ("embedding", "views", "[crop]"),
         ("embedding", "views", "[crop-1000]"),
         ("embedding", "views", "[crop--1]"),
+        ("embedding", "views", "[noise-1]"),
+        ("embedding", "views", "[hflip+noise-1]"),
         ("embedding", "precision", "float16"),
         ("embedding", "others", "[{views: []}]"),
         ("embedding", "others", "[{others: []}]"),
@@ -127,8 +142,24 @@ def test_load__out_of_bounds_is_refused_by_name(
         ("embedding: {layers: [network, blocks.4, network]}", "layers must be distinct"),
         ("embedding: {layers: [blocks.4], pooling: [max, max]}", "pooling must be distinct"),
         ("embedding: {views: [hflip, hflip]}", "views must be distinct"),
+        ("embedding: {backbone: 'regraft:pixels', weights: random}", "regraft:pixels has no weights"),
+        ("embedding: {backbone: 'regraft:pixels', layers: [a]}", "regraft:pixels has no weights"),
         ("embedding: {pooling: [max]}", "pooling has no effect on the layer network.*name modules in layers"),
         ("embedding: {pooling: [mean, std]}", "pooling has no effect on the layer network"),
+        ("head: {neighbours: [3, 3]}", "neighbours must be positive and distinct"),
+        ("head: {kind: ridge}", "head.kind ridge is not for data.target class; use logistic or prototype or"),
+        ("data: {target: labels}", "head.kind logistic is not for data.target labels; use multilabel"),
+        ("gate: {metric: mae}", "gate.metric mae is not for data.target class; use accuracy, balanced"),
+        (
+            "gate: {floors: [{metric: r2, limit: 0.5}]}",
+            r"gate\.floors\.0\.metric r2 is not for data\.target class",
+        ),
+        ("head: {inputs: chosen}", "head.inputs chosen has no effect on one block; name more layers"),
+        (
+            "data: {target: number}\nhead: {kind: ridge, imbalance: balanced}\n"
+            "gate: {metric: mae, floors: [{metric: r2, limit: 0.5}]}",
+            "head.imbalance has no effect on data.target number",
+        ),
         (
             "embedding: {others: [{backbone: timm:resnet18, pooling: [max]}]}",
             r"embedding\.others\.0: .*pooling has no effect on the layer network",
@@ -158,7 +189,7 @@ def test_load__layers_views_and_backbones_are_read(tmp_path: Path) -> None:
 
 def test_load__all_problems_are_told_at_once_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as error:
-        load_params(written(tmp_path, "head: {folds: 1, fold: 3}\ngate: {margin: 2}"))
+        load_params(written(tmp_path, "head: {folds: 1, fold: 3}\ngate: {margin: -2}"))
     text = str(error.value)
     assert all(name in text for name in ("head.folds", "head.fold: unknown", "gate.margin"))
     assert "\n" not in text
@@ -218,4 +249,25 @@ def test_params__survive_json() -> None:
 
 
 def test_metrics__lower_is_better_names_metrics() -> None:
-    assert set(METRICS) >= LOWER_IS_BETTER
+    assert {name for names in METRICS.values() for name in names} >= LOWER_IS_BETTER
+
+
+def test_metrics__every_metric_may_be_named_and_is_of_some_target() -> None:
+    assert {name for names in METRICS.values() for name in names} == set(get_args(Metric))
+
+
+def test_kinds__every_kind_is_of_one_target() -> None:
+    kinds = [kind for some in KINDS.values() for kind in some]
+    assert sorted(kinds) == sorted(get_args(HeadParams.model_fields["kind"].annotation))
+    assert set(KINDS) == set(METRICS) == set(get_args(Target))
+
+
+def test_load__numbers_take_ridge_and_their_own_metrics(tmp_path: Path) -> None:
+    read = load_params(
+        written(
+            tmp_path,
+            "data: {target: number}\nhead: {kind: ridge}\n"
+            "gate: {metric: mae, floors: [{metric: r2, limit: 0.5}]}",
+        )
+    )
+    assert (read.data.target, read.gate.metric, read.gate.floors[0].metric) == ("number", "mae", "r2")

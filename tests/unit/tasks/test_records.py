@@ -15,8 +15,8 @@ from tasks.records import (
     Embedder,
     Embeddings,
     Evaluation,
-    Head,
     Interval,
+    ModelPackage,
     Preprocess,
     Rejected,
     digest_of,
@@ -25,17 +25,26 @@ from tasks.records import (
 
 def evaluation(folder: Path, value: float) -> Evaluation:
     interval = Interval(value=value, low=-math.inf, high=math.inf)
+    difference = Difference(
+        metric="ece", value=value, low=value, high=value, standard_error=0, p_better=1, p_worse=1
+    )
     return Evaluation(
         digest="d",
         folder=str(folder),
         samples=3,
+        alpha=0.05,
         metrics={"ece": interval},
+        standard_errors={},
+        chance_ece=None,
         per_class={},
         per_slice={},
         slice_samples={},
+        selective=None,
         champion_version=None,
         champion_metrics=None,
-        differences={"ece": Difference(metric="ece", value=value, low=value, high=value)},
+        differences={"ece": difference},
+        mcnemar=None,
+        slice_differences={},
     )
 
 
@@ -98,12 +107,12 @@ def test_record__folder_is_where_it_was_found(tmp_path: Path) -> None:
 
 
 def test_record__is_frozen_and_knows_its_fields() -> None:
-    values = {"digest": "d", "folder": "/f", "classes": ["a"], "strength": 1, "strengths": {}}
-    made = Head.model_validate({**values, "temperature": 1})
+    values = {"digest": "d", "folder": "/f", "size_bytes": 1}
+    made = ModelPackage.model_validate(values)
     with pytest.raises(ValidationError, match="frozen"):
-        made.strength = 2.0  # type: ignore[misc]
+        made.size_bytes = 2  # type: ignore[misc]
     with pytest.raises(ValidationError, match="surplus"):
-        Head.model_validate({**values, "temperature": 1, "surplus": 1})
+        ModelPackage.model_validate({**values, "surplus": 1})
 
 
 def test_dataset__identity_is_content_layout_and_what_was_rejected() -> None:
@@ -169,3 +178,42 @@ def test_block__unknown_pooling_is_refused(pooling: str) -> None:
         Block.model_validate(
             {"digest": "", "layer": "a", "pooling": [pooling], "view": "identity", "parts": [1]}
         )
+
+
+def _embedder(*layers: str) -> Embedder:
+    def block(name: str) -> Block:
+        return Block(digest=name, layer=name, pooling=("mean",), view="identity", parts=(2,))
+
+    how = Preprocess(resize=8, size=8, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    backbones = tuple(
+        Backbone(
+            digest=name,
+            name=f"timm:{name}",
+            weights="w",
+            weights_digest="w",
+            library="timm 1",
+            preprocess=how,
+            precision="float32",
+            blocks=(block(f"{name}-0"), block(f"{name}-1")),
+        )
+        for name in layers
+    )
+    return Embedder(digest="all", backbones=backbones)
+
+
+def test_embedder__selected_blocks_keep_their_order_and_idle_backbones_go() -> None:
+    embedder = _embedder("a", "b")
+    some = embedder.select(["a-1", "a-0"])
+    assert [block.digest for block in some.blocks] == ["a-0", "a-1"]
+    assert [backbone.name for backbone in some.backbones] == ["timm:a"]
+    assert some.digest != embedder.digest
+    assert embedder.select(["b-0", "b-1", "a-0", "a-1"]) == embedder
+
+
+def test_embeddings__selected_blocks_are_another_identity() -> None:
+    blocks = _embedder("a").blocks
+    embeddings = Embeddings(digest="e", root="/r", blocks=blocks, computed=1, cached=2)
+    assert embeddings.select(["a-0", "a-1"]) == embeddings
+    some = embeddings.select(["a-1"])
+    assert (some.blocks, some.dim) == (blocks[1:], 2)
+    assert some.digest not in {"e", embeddings.select(["a-0"]).digest}

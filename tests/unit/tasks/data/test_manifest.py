@@ -234,3 +234,94 @@ def test_manifest__group_in_two_given_splits_is_an_error(run: Run) -> None:
     rows = [("a.jpg", "cat", "train", "g"), ("b.jpg", "dog", "test", "g")]
     with pytest.raises(DataError, match=r"group 'g' is given to (train and to test|test and to train)"):
         run({row[0]: row[0] for row in rows}, csv(rows, "path,label,split,group"))
+
+
+def test_manifest__excluded_samples_are_taken_out_by_path_or_digest(run: Run) -> None:
+    files = folders(60) | {"cat/copy": "cat5"}
+    exclude = ("dog/3", sha("cat5"), "dog/none", "f" * 64)
+    got = run(files, exclude=exclude)
+    assert by_path(got, "label").keys() == files.keys() - {"dog/3", "cat/5", "cat/copy"}
+    assert [(sample.path, sample.reason) for sample in got.excluded] == [
+        ("cat/5", "data.exclude names its digest"),
+        ("cat/copy", "data.exclude names its digest"),
+        ("dog/3", "data.exclude names its path"),
+    ]
+    assert got.unmatched == ("dog/none", "f" * 64)
+    assert sum(got.counts[split]["cat"] for split in got.counts) == 59
+    rest = {path: content for path, content in files.items() if path in by_path(got, "label")}
+    assert run(rest).digest == got.digest != run(files).digest
+
+
+def test_manifest__a_test_copy_that_is_excluded_leaves_its_train_copy(run: Run) -> None:
+    files = {
+        f"{split}/{path}": split + content
+        for split in ("train", "validation", "test")
+        for path, content in folders(5).items()
+    }
+    files |= {"train/cat/x": "same", "test/dog/x": "same"}
+    got = run(files, exclude=("test/dog/x",))
+    assert by_path(got, "split")["train/cat/x"] == "train"
+    assert (got.left_out, got.conflicts) == ((), ())
+
+
+def test_manifest__everything_excluded_is_an_error(run: Run) -> None:
+    files = folders(3)
+    with pytest.raises(DataError, match=r"data.exclude names all 6 samples"):
+        run(files, exclude=tuple(files))
+
+
+def test_manifest__sets_of_labels_are_sorted_and_counted_by_label(run: Run) -> None:
+    given = [" b | a|b", "", "c", "|"]
+    rows = [
+        (f"{number}.png", given[number % 4], ("train", "val", "test")[number % 3]) for number in range(24)
+    ]
+    rows.append(("copy.png", "c", "train"))  # of 0.png, which has other labels
+    files = {row[0]: row[0] for row in rows} | {"copy.png": "0.png"}
+    got = run(files, csv(rows, "path,label,split"), target="labels")
+    assert (got.target, got.classes) == ("labels", ("a", "b", "c"))
+    labels = by_path(got, "label")
+    assert [labels[f"{number}.png"] for number in range(4)] == ["a|b", "", "c", ""]
+    # Two of every four numbers below 24 in each of three splits: 24 / 4 / 3 = 2, and the copy.
+    assert got.counts["train"] == {"a": 2, "b": 2, "c": 3}
+    assert got.counts["test"] == {"a": 2, "b": 2, "c": 2}
+    reason = "same content, other label: 0.png is labelled a|b, copy.png is labelled c"
+    assert [(bad.path, bad.reason) for bad in got.conflicts] == [("0.png", reason), ("copy.png", reason)]
+    with pytest.raises(DataError, match="3 of 3 classes have fewer than 3 samples in a split"):
+        run(files, csv(rows, "path,label,split"), target="labels", min_per_class=3)
+
+
+def test_manifest__numbers_are_written_in_one_way_and_have_no_classes(run: Run) -> None:
+    given = ["1", "1.0", "1e0", "-0", "-2.50"]
+    rows = [
+        (f"{number}.png", given[number % 5], ("train", "val", "test")[number % 3]) for number in range(15)
+    ]
+    files = {row[0]: row[0] for row in rows}
+    got = run(files, csv(rows, "path,label,split"), target="number")
+    assert (got.target, got.classes) == ("number", ())
+    assert got.counts == {"train": {"": 5}, "validation": {"": 5}, "test": {"": 5}}
+    labels = by_path(got, "label")
+    assert [labels[f"{number}.png"] for number in range(5)] == ["1.0", "1.0", "1.0", "0.0", "-2.5"]
+    with pytest.raises(DataError, match="too few samples in a split: 5 train, 5 validation, 5 test; 6 are"):
+        run(files, csv(rows, "path,label,split"), target="number", min_per_class=6)
+
+
+def test_manifest__labels_that_are_no_numbers_are_an_error_unless_excluded(run: Run) -> None:
+    rows = [(f"{number}.png", str(number), ("train", "val", "test")[number % 3]) for number in range(9)]
+    rows += [("x.png", "inf", "train"), ("y.png", "high", "test")]
+    files = {row[0]: row[0] for row in rows}
+    table = csv(rows, "path,label,split")
+    with pytest.raises(DataError) as caught:
+        run(files, table, target="number")
+    assert str(caught.value) == (
+        "x.png: the label 'inf' is not a finite number; 2 of 11 labels are none. Correct them, leave them"
+        " out (data.exclude), or set data.target to class"
+    )
+    assert run(files, table, target="number", exclude=("x.png", "y.png")).samples == 9
+
+
+def test_manifest__the_target_is_part_of_the_digest(run: Run) -> None:
+    rows = [
+        (f"{number}.png", f"{number % 2}.0", ("train", "val", "test")[number % 3]) for number in range(12)
+    ]
+    files, table = {row[0]: row[0] for row in rows}, csv(rows, "path,label,split")
+    assert len({run(files, table, target=target).digest for target in ("class", "labels", "number")}) == 3

@@ -90,3 +90,10 @@ def test_table__unknown_split_is_named_with_its_row() -> None:
     assert failure(b"path,label,split\na,x,train\nb,x,hold\n") == (
         "t.csv, row 3: 'hold' is not a split; use train, validation or test, or leave the cell blank"
     )
+
+
+def test_table__of_sets_of_labels_an_empty_one_is_kept() -> None:
+    content = b"path,label\na,\nb,x\n"
+    rows, rejected = table.read(content, "t.csv", "labels")
+    assert (list(rows["label"]), rejected) == (["", "x"], ())
+    assert [bad.path for bad in table.read(content, "t.csv")[1]] == ["a"]

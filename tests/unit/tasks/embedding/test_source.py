@@ -79,7 +79,7 @@ def test_packaged_file__is_there_for_lite0_only() -> None:
 def test_local_file__other_than_safetensors_is_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.write_bytes(b"")
-    with pytest.raises(BackboneError, match=r"must be `auto` or a \.safetensors file"):
+    with pytest.raises(BackboneError, match=r"must be `auto`, `random` or a \.safetensors file"):
         source.local_file(str(file))
 
 

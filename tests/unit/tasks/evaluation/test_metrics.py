@@ -8,12 +8,17 @@ from sklearn.metrics import (
     brier_score_loss,
     f1_score,
     log_loss,
+    mean_absolute_error,
     precision_recall_fscore_support,
+    r2_score,
+    root_mean_squared_error,
 )
 
 from tasks.evaluation import metrics
-from tasks.evaluation.metrics import Floats, Ints, bootstrap, measure, reliability, resample_counts
+from tasks.evaluation.metrics import bootstrap, interval, measure, resample_counts, standard_error
+from tasks.evaluation.sums import Floats, Ints
 from tasks.params import METRICS
+from tasks.records import Target
 
 # Two classes, four samples: right at .9, right at .6, wrong at .8, right at .7.
 P = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3]])
@@ -91,10 +96,8 @@ def test_measure__one_bad_row_makes_every_metric_nan(row: list[float]) -> None:
     p[2] = row
     got = bootstrap(p, Y, resamples=100, seed=0)
     assert all(math.isnan(value) for value in got.points.values())
-    for interval in (*got.intervals().values(), *got.per_class(["a", "b"])["a"].values()):
-        assert math.isnan(interval.value)
-        assert math.isnan(interval.low)
-        assert math.isnan(interval.high)
+    for found in (*got.intervals().values(), *got.per_class(["a", "b"])["a"].values()):
+        assert np.isnan([found.value, found.low, found.high]).all()
 
 
 def test_measure__no_samples_is_nan() -> None:
@@ -160,7 +163,7 @@ def test_bootstrap__is_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPa
     whole = bootstrap(p, y, resamples=130, seed=3)
     monkeypatch.setattr(metrics, "CHUNK", 101 * 7)
     pieces = bootstrap(p, y, resamples=130, seed=3)
-    for name in METRICS:
+    for name in METRICS["class"]:
         np.testing.assert_allclose(whole.draws[name], pieces.draws[name], rtol=0, atol=1e-14)
 
 
@@ -181,33 +184,155 @@ def test_resample_counts__are_multinomial() -> None:
 
 
 def test_bootstrap__interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    # 300 data sets of 150 samples from a model that is right with probability .8, in each class.
+    # 150 data sets of 150 samples from a model that is right with probability .8, in each class.
     generator, covered, wide = np.random.default_rng(0), 0, 0.0
-    for trial in range(300):
+    for trial in range(150):
         y = generator.integers(0, 2, 150)
         right = generator.random(150) < 0.8
         top = np.where(right, y, 1 - y)
         p = np.where(np.eye(2)[top] == 1, 0.8, 0.2)
         found = bootstrap(p, y, resamples=200, seed=trial).intervals()["balanced_accuracy"]
         covered += found.low <= 0.8 <= found.high
-        wide += (found.high - found.low) / 300
-    # .95 is meant; the percentile method falls a little short, and 300 trials have an error of .013.
-    assert 0.88 <= covered / 300 <= 0.99
+        wide += (found.high - found.low) / 150
+    # .95 is meant; the percentile method falls a little short, and 150 trials have an error of .018.
+    assert 0.88 <= covered / 150 <= 0.99
     assert wide == pytest.approx(2 * 1.96 * math.sqrt(0.8 * 0.2 / 150), rel=0.1)
 
 
-def test_reliability__hand_arithmetic() -> None:
-    got = reliability(P, Y, bins=4)  # confidences .9, .6, .8, .7: bins (.75, 1] and (.5, .75]
-    assert got.count.tolist() == [0, 0, 2, 2]
-    np.testing.assert_allclose(got.confidence, [np.nan, np.nan, 0.65, 0.85])
-    np.testing.assert_allclose(got.accuracy, [np.nan, np.nan, 1.0, 0.5])
+# Three samples, two labels: both right; one label too many; none is true and none said.
+LABELS_P = np.array([[0.9, 0.2], [0.8, 0.5], [0.1, 0.4]])
+LABELS_Y = np.array([[True, False], [True, False], [False, False]])
 
 
-def test_reliability__bins_are_closed_on_the_right() -> None:
-    assert reliability([[0.5, 0.5], [1.0, 0.0]], [0, 0], bins=2).count.tolist() == [1, 1]
+def test_measure__labels_hand_arithmetic() -> None:
+    got = measure(LABELS_P, LABELS_Y, target="labels", bins=10)
+    assert set(got) == set(METRICS["labels"])
+    assert got["subset_accuracy"] == pytest.approx(2 / 3)
+    assert got["macro_f1"] == pytest.approx((1 + 0) / 2)
+    assert got["micro_f1"] == pytest.approx(2 * 2 / (2 + 3))
+    said = [0.9, 1 - 0.2, 0.8, 1 - 0.5, 1 - 0.1, 1 - 0.4]
+    assert got["log_loss"] == pytest.approx(-np.log(said).mean())
+    assert got["brier"] == pytest.approx(np.mean([(1 - q) ** 2 for q in said]))
+    # Each probability has a bin of its own.
+    assert got["ece"] == pytest.approx(np.mean([0.1, 0.2, 0.2, 0.5, 0.1, 0.4]))
 
 
-def test_reliability__bad_rows_are_left_out() -> None:
-    p = P.copy()
-    p[0] = np.nan
-    assert reliability(p, Y, bins=1).count.tolist() == [3]
+def test_measure__labels_equal_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.random((400, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]
+    p = np.clip(0.6 * y + 0.5 * generator.random((400, 5)), 0, 1)
+    got = measure(p, y, target="labels")
+    assert got["subset_accuracy"] == pytest.approx(accuracy_score(y, p >= 0.5))
+    assert got["macro_f1"] == pytest.approx(f1_score(y, p >= 0.5, average="macro"))
+    assert got["micro_f1"] == pytest.approx(f1_score(y, p >= 0.5, average="micro"))
+    assert got["log_loss"] == pytest.approx(np.mean([log_loss(y[:, c], p[:, c]) for c in range(5)]))
+    assert got["brier"] == pytest.approx(np.mean([brier_score_loss(y[:, c], p[:, c]) for c in range(5)]))
+
+
+def test_measure__no_label_anywhere_leaves_f1_undefined() -> None:
+    got = measure([[0.1, 0.2]], [[False, False]], target="labels")
+    assert got["subset_accuracy"] == 1
+    assert math.isnan(got["macro_f1"])
+    assert math.isnan(got["micro_f1"])
+
+
+def test_measure__numbers_equal_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.normal(1e6, 2.0, size=300)  # far from 0: Σy² alone would lose the digits
+    o = y + generator.normal(size=300)
+    got = measure(o[:, None], y, target="number")
+    assert got["r2"] == pytest.approx(r2_score(y, o))
+    assert got["mae"] == pytest.approx(mean_absolute_error(y, o))
+    assert got["rmse"] == pytest.approx(root_mean_squared_error(y, o))
+
+
+def test_measure__equal_numbers_have_no_r2() -> None:
+    got = measure([[1.0], [3.0]], [2.0, 2.0], target="number")
+    assert math.isnan(got["r2"])
+    assert (got["mae"], got["rmse"]) == (1, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_measure__bad_output_makes_every_metric_nan_for_every_target(bad: float) -> None:
+    labels = measure([[0.5, bad]], [[True, False]], target="labels")
+    number = measure([[bad]], [1.0], target="number")
+    assert all(math.isnan(value) for value in (*labels.values(), *number.values()))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "truth", "target"),
+    [
+        ([[0.5, 0.5]], [0], "labels"),
+        ([[0.5, 0.5]], [0.1], "number"),
+        ([[0.5]], [np.nan], "number"),
+    ],
+)
+def test_measure__truth_of_another_target_is_refused(
+    outputs: list[list[float]], truth: list[float], target: Target
+) -> None:
+    with pytest.raises(ValueError, match=r"\[N, C\] and \[N, C\]|\[N, 1\] and \[N\]|finite"):
+        measure(outputs, truth, target=target)
+
+
+def test_measure__one_class_is_no_division_by_zero() -> None:
+    got = measure([[1.0], [1.0]], [0, 0])
+    assert (got["accuracy"], got["balanced_accuracy"], got["macro_f1"], got["ece"]) == (1, 1, 1, 0)
+
+
+def test_bootstrap__groups_are_drawn_whole() -> None:
+    p, y = simulated(40, 3)
+    groups = [f"g{i // 4}" for i in range(40)]
+    got = bootstrap(p, y, resamples=30, seed=7, groups=groups)
+    assert got.size == 10
+    counts = np.concatenate([chunk.copy() for chunk in resample_counts(10, 30, 7)])
+    for b in range(30):
+        rows = [
+            4 * group + at for group in range(10) for _ in range(int(counts[b, group])) for at in range(4)
+        ]
+        for name, value in measure(p[rows], y[rows]).items():
+            assert got.draws[name][b] == pytest.approx(value, abs=1e-12), name
+    assert got.points == pytest.approx(measure(p, y))
+
+
+def test_bootstrap__groups_of_one_are_the_samples() -> None:
+    p, y = simulated(30, 3)
+    single = bootstrap(p, y, resamples=50, seed=1, groups=list(range(30)))
+    assert single.intervals() == bootstrap(p, y, resamples=50, seed=1).intervals()
+
+
+def test_bootstrap__copies_of_a_sample_do_not_narrow_the_interval() -> None:
+    p, y = simulated(100, 3)
+    once = bootstrap(p, y, resamples=400, seed=0).intervals()["accuracy"]
+    four = bootstrap(
+        np.repeat(p, 4, axis=0),
+        np.repeat(y, 4),
+        resamples=400,
+        seed=0,
+        groups=np.repeat(np.arange(100), 4).tolist(),
+    ).intervals()["accuracy"]
+    assert (four.value, four.low, four.high) == pytest.approx((once.value, once.low, once.high))
+
+
+def test_bootstrap__standard_error_is_that_of_a_mean() -> None:
+    p, y = simulated(200, 2)
+    accuracy = measure(p, y)["accuracy"]
+    expected = math.sqrt(accuracy * (1 - accuracy) / 199)
+    got = bootstrap(p, y, resamples=4000, seed=0).standard_errors()["accuracy"]
+    assert got == pytest.approx(expected, rel=0.05)
+
+
+def test_interval__covers_one_minus_alpha_of_many_units() -> None:
+    draws = np.arange(10_001) / 10_000
+    got = interval(0.5, draws, units=10**9, alpha=0.1)
+    assert (got.low, got.high) == pytest.approx((0.05, 0.95), abs=1e-6)
+
+
+def test_interval__of_few_units_is_wider() -> None:
+    draws = np.random.default_rng(0).normal(size=100_000)
+    got = interval(0.0, draws, units=5)
+    # t(.975; 4) = 2.776, and √(5/4) for the bootstrap's own shortfall; z = 1.96.
+    assert got.high == pytest.approx(2.776 * math.sqrt(5 / 4), abs=0.1)
+
+
+def test_standard_error__of_one_unit_is_unknown() -> None:
+    assert math.isnan(standard_error(0.5, np.full(100, 0.5), units=1))

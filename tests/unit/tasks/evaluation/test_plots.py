@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tasks.evaluation import plots
-from tasks.evaluation.metrics import Reliability, reliability
+from tasks.evaluation.calibration import Reliability, reliability
 
 BINS = Reliability(
     confidence=np.array([np.nan, 0.4, 0.9]), accuracy=np.array([np.nan, 0.5, 0.75]), count=np.array([0, 2, 4])
@@ -44,3 +44,20 @@ def test_plots__equal_numbers_give_equal_files(tmp_path: Path) -> None:
     first = (tmp_path / "reliability.png").read_bytes()
     plots.reliability(tmp_path, BINS, 0.1)
     assert (tmp_path / "reliability.png").read_bytes() == first
+
+
+def test_predicted__csv_has_a_row_per_sample(tmp_path: Path) -> None:
+    plots.predicted(tmp_path, [1.0, 2.5], [1.5, 2.0], 0.7)
+    assert (tmp_path / "predicted.csv").read_text() == "actual,predicted\n1.0,1.5\n2.5,2.0\n"
+    with Image.open(tmp_path / "predicted.png") as image:
+        assert min(image.size) > 500
+
+
+def test_predicted__no_samples_is_an_empty_plot(tmp_path: Path) -> None:
+    plots.predicted(tmp_path, [], [], float("nan"))
+    assert (tmp_path / "predicted.png").stat().st_size > 0
+
+
+def test_reliability__of_labels_opens(tmp_path: Path) -> None:
+    plots.reliability(tmp_path, BINS, 0.1, target="labels")
+    assert (tmp_path / "reliability.png").stat().st_size > 0

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tasks.embedding.backbone import resolve
-from tasks.head.linear import LinearHead
+from tasks.head.fitted import Calibration, FittedHead
+from tasks.head.linear import Linear
 from tasks.params import EmbeddingParams
 from tasks.records import Embedder
 from tasks.registry import package
@@ -45,14 +46,13 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 def head_folder(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path:
     folder = tmp_path_factory.mktemp("head")
     chance = np.random.default_rng(0)
-    LinearHead(
-        classes=CLASSES,
+    model = Linear(
         mean=np.zeros(embedder.dim),
         scale=np.ones(embedder.dim),
         weight=chance.normal(size=(len(CLASSES), embedder.dim)),
         bias=np.zeros(len(CLASSES)),
-        temperature=2.0,
-    ).save(folder)
+    )
+    FittedHead("class", "logistic", CLASSES, model, Calibration(np.full(3, 0.5), np.zeros(3))).save(folder)
     return folder
 
 

@@ -31,7 +31,7 @@ def test_predict__bytes_base64_and_paths_get_the_packages_answer(
     model: ServedModel, written: Path, images: list[bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "c.png").write_bytes(images[2])
-    expected = package.read(written).predict_proba(images)
+    expected = package.read(written).outputs(images)
 
     answer = _ask(model, images[0], base64.b64encode(images[1]).decode(), str(tmp_path / "c.png"))
 
@@ -44,7 +44,9 @@ def test_predict__bytes_base64_and_paths_get_the_packages_answer(
 def test_predict__keeps_the_index_and_takes_no_rows(model: ServedModel, images: list[bytes]) -> None:
     answer = model.predict(None, pd.DataFrame({"image": [images[0]]}, index=["a"]))
     assert list(answer.index) == ["a"]
-    assert list(_ask(model).columns) == ["label", "confidence", "probabilities"]
+    assert list(_ask(model).columns) == [
+        "label", "confidence", "accepted", "prediction_set", "probabilities"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""The packaged model tried before it is registered: how quickly it answers requests of one image, as
+they will be served, and whether its answers are those that were judged."""
+
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from tasks.data.split import position
+from tasks.data.stack import check_stack, split_path
+from tasks.errors import DataError
+from tasks.records import Manifest, Trial, digest_of
+from tasks.registry.package import Package, read
+
+_WARM_UPS = 3  # requests that are not timed: the first ones allocate memory, and choose kernels
+
+Times = tuple[float, float, float]  # p50 and p95 of a request, ms; size, MB (10^6 bytes)
+
+
+def run(
+    out: Path,
+    package_folder: Path,
+    manifest: Manifest,
+    data: Path,
+    outputs: NDArray[np.float64],
+    champion_folder: Path | None,
+    samples: int,
+    seed: int,
+) -> Trial:
+    """Sends test images one by one to the package and to the champion's, and all of them at once to
+    the package.
+
+    Args:
+        data: folder that the manifest's paths are relative to.
+        outputs: [N, K] that the test samples were judged by, in the manifest's order.
+        samples: images at most, taken by a seeded hash of their content.
+
+    Raises:
+        DataError: there are no test samples, an image is gone, or `outputs` are not of this manifest.
+        RegistryError: a folder holds no sound package.
+    """
+    table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "=", "test")])
+    digests, paths = table["digest"].to_pylist(), table["path"].to_pylist()
+    if len(digests) != len(outputs) or not digests:
+        raise DataError(
+            f"{manifest.file}: {len(digests)} test samples, but {len(outputs)} outputs; run again"
+        )
+    rows = sorted(range(len(digests)), key=lambda row: (position(digests[row], seed), row))[:samples]
+    requests = [_request(data, paths[row]) for row in rows]
+    tried = read(package_folder)
+    answers, times = _answers(tried, requests)
+    judged = outputs[rows]  # [n, K]
+    together = tried.outputs(requests)
+    p50, p95, size = times
+    theirs = None if champion_folder is None else _answers(read(champion_folder), requests)[1]
+    made = Trial(
+        digest="",
+        folder=str(out),
+        samples=len(rows),
+        p50_ms=p50,
+        p95_ms=p95,
+        size_mb=size,
+        largest_difference=max(_apart(answers, judged), _apart(together, judged)),
+        champion_p50_ms=theirs[0] if theirs else None,
+        champion_p95_ms=theirs[1] if theirs else None,
+        champion_size_mb=theirs[2] if theirs else None,
+    )
+    return made.model_copy(update={"digest": digest_of(made.model_dump(mode="json", exclude={"folder"}))})
+
+
+def _request(data: Path, path: str) -> bytes:
+    """The bytes of an image file; of a stack's image a PNG file with its pixels."""
+    name, row = split_path(path)
+    try:
+        if row is None:
+            return (data / name).read_bytes()
+        (image,) = check_stack(data / name, max_pixels=2**62).read([row])  # [H, W, C]
+    except OSError as error:
+        raise DataError(f"{data / name}: vanished during the run ({error.strerror}); run again") from None
+    file = BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _answers(package: Package, requests: list[bytes]) -> tuple[NDArray[np.float64], Times]:
+    """The outputs [n, K] of single requests, and what they took."""
+    package.warm_up()
+    for request in requests[:_WARM_UPS]:
+        package.outputs([request])
+    answers, seconds = [], []
+    for request in requests:
+        started = time.perf_counter()
+        answers.append(package.outputs([request])[0])
+        seconds.append(time.perf_counter() - started)
+    p50, p95 = 1000 * np.percentile(seconds, [50, 95])
+    size = sum(file.stat().st_size for file in package.folder.iterdir() if file.is_file())
+    return np.array(answers), (float(p50), float(p95), size / 1e6)
+
+
+def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The largest difference; infinite where they are not of the same outputs."""
+    return float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")
