@@ -1,12 +1,11 @@
 """What a model is judged by. Robustness and baselines need embeddings of their own, of a sample, which
 the cache keeps like any others."""
 
-from tasks.embedding.disturb import disturbed
-
 from flows.champion import Incumbent
 from flows.embedding import embed
 from tasks.audit.task import audit_embeddings
 from tasks.data.task import sample_manifest
+from tasks.embedding.disturb import disturbed
 from tasks.embedding.task import resolve_baselines
 from tasks.evaluation.task import compare_baselines, evaluate_head, measure_robustness
 from tasks.params import Params

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
         None, description="Address of the Ray or Dask cluster; default: one on this machine for the run."
     )
     shards: int = Field(1, ge=1, le=100_000, description="Parts that an embedding is split into.")
+    memory_gb: float = Field(
+        4.0, gt=0, description="Embeddings larger than this are trained on from the disk, in blocks, GB."
+    )
     image_root: Path | None = Field(
         None, description="Folder from which a served model may read images given by path."
     )
@@ -47,6 +50,11 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         """The state folder, absolute."""
         return self.state.expanduser().resolve()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of embeddings that are held at once."""
+        return round(self.memory_gb * 1e9)
 
     @property
     def prefect_url(self) -> str:

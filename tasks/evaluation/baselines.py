@@ -22,6 +22,7 @@ from tasks.head.training import Samples, train, train_at
 from tasks.params import EvaluationParams, HeadParams
 from tasks.records import Baselines, Block, Embeddings, Head, Manifest, Split, Target, digest_of
 
+ROUGH = 1e-3  # of the gradient: on surface inspection the loss is the same to 1e-4
 BACKBONE, RANDOM_WEIGHTS, RAW_PIXELS, MAJORITY = "backbone", "random_weights", "raw_pixels", "majority"
 
 
@@ -105,6 +106,11 @@ class _Teacher:
     head: Head
     params: HeadParams
 
+    @property
+    def rough(self) -> HeadParams:
+        """Comparisons to two digits need no more of the solver."""
+        return self.params.model_copy(update={"tolerance": max(ROUGH, self.params.tolerance)})
+
     def at_strength(self, samples: Samples) -> FittedHead:
         return train_at(
             samples,
@@ -112,13 +118,13 @@ class _Teacher:
             classes=self.classes,
             kind=self.head.kind,
             strength=self.head.strength,
-            params=self.params,
+            params=self.rough,
         )
 
     def by_choice(self, samples: Samples) -> FittedHead:
         """At the strength that cross-validation chooses; the model's where a class has too few samples
         for the folds."""
-        params = self.params.model_copy(update={"kind": self.head.kind, "inputs": "concatenated"})
+        params = self.rough.model_copy(update={"kind": self.head.kind, "inputs": "concatenated"})
         try:
             return train(samples, target=self.target, classes=self.classes, params=params).fitted
         except DataError:

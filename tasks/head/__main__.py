@@ -14,7 +14,8 @@ def embeddings() -> Embeddings:
 
 
 def main(params: Params) -> None:
-    fit.run(fresh("head"), Manifest.load(place("manifest")), embeddings(), params.head).save()
+    manifest, memory_bytes = Manifest.load(place("manifest")), Settings().memory_bytes
+    fit.run(fresh("head"), manifest, embeddings(), params.head, memory_bytes=memory_bytes).save()
 
 
 if __name__ == "__main__":

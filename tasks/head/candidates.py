@@ -31,6 +31,7 @@ class Samples:
     y: NDArray[np.generic]  # class: int64 [N], indices; labels: [N, C], 0 or 1; number: float64 [N]
     parts: tuple[int, ...]  # lengths of the parts of an embedding that share a scale; they sum to D
     groups: Sequence[str] | None = None  # copies and groups stay in one fold; none: each is its own
+    memory_bytes: int = 4 << 30  # x larger than this is read in blocks
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Problem:
                 parts=parts,
                 weight=self.balance.fitting,
                 params=params,
+                memory_bytes=self.samples.memory_bytes,
                 start=start,
             )
         return self._path(kind, [value], Subset(x, np.arange(len(x))))[0]
@@ -138,8 +140,9 @@ class Problem:
                 parts=self.samples.parts,
                 weight=self.balance.fitting,
                 params=self.params,
+                memory_bytes=self.samples.memory_bytes,
             )
-            return strengths, logits, found
+            return strengths[: len(logits)], logits, found
         # Many neighbours and few epochs are the simple end.
         choices: dict[Kind, tuple[float, ...]] = {
             "knn": tuple(sorted(self.params.neighbours, reverse=True)),

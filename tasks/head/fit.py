@@ -113,7 +113,7 @@ def _training_samples(manifest: Manifest, embeddings: Embeddings, memory_bytes: 
     groups = [group or digest for group, digest in pairs]
     # A group, or copies of one image, in two folds would let the head see what it is judged on.
     apart = len(set(groups)) == len(groups)
-    return Samples(x, y, parts(embeddings), None if apart else groups)
+    return Samples(x, y, parts(embeddings), None if apart else groups, memory_bytes)
 
 
 def _chosen(

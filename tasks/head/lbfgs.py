@@ -61,14 +61,27 @@ class Lanes:
         self._idle = [0] * lanes  # steps since either fell
         self._found: list[list[Minimum]] = [[] for _ in range(lanes)]
 
-    def run(self, tolerance: float, max_iterations: int) -> list[list[Minimum]]:
+    def run(
+        self, tolerance: float, max_iterations: int, enough: Callable[[list[list[Minimum]]], bool]
+    ) -> list[list[Minimum]]:
         """The minima [F][S]: the greatest entry of the gradient is at most `tolerance`, unless
-        `max_iterations` or the precision of the numbers came first."""
+        `max_iterations` or the precision of the numbers came first.
+
+        Args:
+            enough: asked with the minima so far whenever all lanes have those of one more strength;
+                where it says so, these are all.
+        """
         strengths = self._penalties.shape[1]
         turning = list(range(len(self._found)))
+        asked = 0
         while True:
             for lane in turning:
                 self._record(lane, tolerance, max_iterations)
+            while asked < min(map(len, self._found)):
+                asked += 1
+                some = [minima[:asked] for minima in self._found]
+                if enough(some):
+                    return some
             running = [lane for lane, minima in enumerate(self._found) if len(minima) < strengths]
             if not running:
                 return self._found

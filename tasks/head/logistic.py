@@ -1,11 +1,11 @@
 """Logistic heads, of classes (softmax) and of labels (sigmoids): what solver.py has to be asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.head.calibrate import Link
+from tasks.head.calibrate import Link, losses
 from tasks.head.linear import Linear, Matrix, Rows, chunks
 from tasks.head.solver import Solutions, solve
 from tasks.params import HeadParams
@@ -21,9 +21,11 @@ def held_out(
     parts: Sequence[int],
     weight: Matrix | None,
     params: HeadParams,
+    memory_bytes: int,
 ) -> tuple[Matrix, Solutions]:
-    """The logits [S, N, K] of each sample by the fits without its fold, at each strength; and the
-    fits.
+    """The logits [S, N, K] of each sample by the fits without its fold, at each strength from the
+    least on; and the fits. Once the loss has risen twice in a row, weaker regularisation is not tried: it
+    overfits more, and its fits take longest.
 
     Args:
         x: [N, D].
@@ -31,17 +33,28 @@ def held_out(
         folds: [N], the fold of each sample.
         outputs: K.
         weight: [N], of the samples in the loss; none: all the same.
+        memory_bytes: larger x is read in blocks.
     """
-    strengths = sorted(params.strengths)
+    logits: list[Matrix] = []
+    loss: list[float] = []
+
+    def overfits(found: Solutions) -> bool:
+        """Judges the last strength of `found`."""
+        last = found.at(-1)
+        logits.append(np.empty((len(x), outputs)))
+        for fold in range(params.folds):
+            rows = np.flatnonzero(folds == fold)
+            for some in chunks(len(rows)):
+                logits[-1][rows[some]] = last.logits(x[rows[some]], fold)[:, 0]
+        of_samples = losses(logits[-1], y)
+        loss.append(float(np.average(of_samples, weights=weight)))
+        return len(loss) > 2 and loss[-3] < loss[-2] < loss[-1]
+
+    strengths, rows = sorted(params.strengths), folds != np.arange(params.folds)[:, None]
     found = _solve(
-        x, y, strengths, folds != np.arange(params.folds)[:, None], outputs, link, parts, weight, params
+        x, y, strengths, rows, outputs, link, parts, weight, params, memory_bytes, enough=overfits
     )
-    logits = np.empty((len(strengths), len(x), outputs))
-    for fold in range(params.folds):
-        rows = np.flatnonzero(folds == fold)
-        for some in chunks(len(rows)):
-            logits[:, rows[some]] = np.moveaxis(found.logits(x[rows[some]], fold), 1, 0)
-    return logits, found
+    return np.stack(logits), found
 
 
 def fit(
@@ -54,11 +67,12 @@ def fit(
     parts: Sequence[int],
     weight: Matrix | None,
     params: HeadParams,
+    memory_bytes: int,
     start: Solutions | None = None,
 ) -> Linear:
     """The head at C = `strength`, fitted on all rows; `start` is where the solver begins."""
     rows = np.ones((1, len(x)), dtype=bool)
-    found = _solve(x, y, [strength], rows, outputs, link, parts, weight, params, start)
+    found = _solve(x, y, [strength], rows, outputs, link, parts, weight, params, memory_bytes, start=start)
     return Linear(
         mean=found.mean[0],
         scale=found.scale[0],
@@ -77,7 +91,10 @@ def _solve(
     parts: Sequence[int],
     weight: Matrix | None,
     params: HeadParams,
+    memory_bytes: int,
+    *,
     start: Solutions | None = None,
+    enough: Callable[[Solutions], bool] = lambda _: False,
 ) -> Solutions:
     return solve(
         x,
@@ -91,7 +108,9 @@ def _solve(
         tolerance=params.tolerance,
         max_iterations=params.max_iterations,
         start=start,
+        enough=enough,
         device=device(),
+        memory_bytes=memory_bytes,
     )
 
 

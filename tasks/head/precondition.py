@@ -23,14 +23,16 @@ class Basis:
     @classmethod
     def of(cls, x: Tensor) -> "Basis":
         """Of X [n, D], centred."""
-        n, d = x.shape
+        # In float64: float32 leaves nothing of the least eigenvalues, and steps along them go wild.
+        n, d, dtype = *x.shape, x.dtype
+        x = x.double()
         if n >= d:
             values, vectors = torch.linalg.eigh(x.T @ x / n)
-            return cls(vectors, values.clamp_min(0))
+            return cls(vectors.to(dtype), values.clamp_min(0).to(dtype))
         values, left = torch.linalg.eigh(x @ x.T / n)  # XXᵀ/n = U diag(e) Uᵀ, V = Xᵀ U / √(n e)
         kept = values > values[-1:] * n * torch.finfo(x.dtype).eps
         values, left = values[kept], left[:, kept]
-        return cls(x.T @ left / (n * values).sqrt(), values)
+        return cls((x.T @ left / (n * values).sqrt()).to(dtype), values.to(dtype))
 
     def inverse(self, g: Tensor, h: Tensor, penalty: Tensor) -> Tensor:
         """H₀ g of gradients [A, C, D + 1] (the bias last), for h [A, C] and penalties λ [A]."""

@@ -10,9 +10,9 @@ of a softmax or, summed over the outputs, of independent sigmoids.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.head.blocks import Blocks, Matrix
-from tasks.head.lbfgs import Lanes
+from tasks.head.lbfgs import Lanes, Minimum
 from tasks.head.objective import Link, Objective, scaling
 from tasks.head.precondition import Basis
 
@@ -54,6 +54,17 @@ class Solutions:
         found += self.bias[fold]
         return found
 
+    def at(self, strength: int) -> "Solutions":
+        """Those at one strength (its index): S = 1."""
+        one = slice(strength, strength + 1 or None)
+        return replace(
+            self,
+            weight=self.weight[:, one],
+            bias=self.bias[:, one],
+            gradient=self.gradient[:, one],
+            iterations=self.iterations[:, one],
+        )
+
     def average(self, strength: int) -> "Solutions":
         """One start from those of all folds at a strength (its index): F = S = 1."""
         mean, scale = self.mean.mean(0), self.scale.mean(0)
@@ -83,6 +94,7 @@ def solve(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     start: Solutions | None = None,
+    enough: Callable[[Solutions], bool] = lambda _: False,
     device: torch.device | str = "cpu",
     memory_bytes: int = 4 << 30,
 ) -> Solutions:
@@ -99,6 +111,8 @@ def solve(
             to stop (scikit-learn's lbfgs has the same rule).
         max_iterations: points evaluated for each fold and strength.
         start: an earlier solution, of as many folds or of one; its last strength is started from.
+        enough: asked whenever one more strength is solved for all folds; where it says so, weaker
+            regularisation is left out, and S is smaller than the number of `strengths`.
         memory_bytes: x larger than this is not held but read in blocks in each pass, with the same
             result.
 
@@ -128,17 +142,22 @@ def solve(
         first = torch.zeros(folds, classes, blocks.d + 1, dtype=dtype, device=device)
         if start is not None:
             first = _converted(start, standard.mean, standard.scale).to(dtype)
-        minima = Lanes(objective, first, penalties, basis).run(tolerance, max_iterations)
-    theta = np.stack([np.stack([at.theta.cpu().numpy() for at in lane]) for lane in minima])
-    found = Solutions(
-        weight=theta[..., :-1],
-        bias=theta[..., -1],
-        mean=standard.mean.cpu().numpy(),
-        scale=standard.scale.cpu().numpy(),
-        gradient=np.array([[at.gradient for at in lane] for lane in minima]),
-        iterations=np.array([[at.iterations for at in lane] for lane in minima]),
-        passes=objective.passes,
-    )
+
+
+        def solutions(minima: list[list[Minimum]]) -> Solutions:
+            theta = np.stack([np.stack([at.theta.cpu().numpy() for at in lane]) for lane in minima])
+            return Solutions(
+                weight=theta[..., :-1],
+                bias=theta[..., -1],
+                mean=standard.mean.cpu().numpy(),
+                scale=standard.scale.cpu().numpy(),
+                gradient=np.array([[at.gradient for at in lane] for lane in minima]),
+                iterations=np.array([[at.iterations for at in lane] for lane in minima]),
+                passes=objective.passes,
+            )
+
+        lanes = Lanes(objective, first, penalties, basis)
+        found = solutions(lanes.run(tolerance, max_iterations, lambda minima: enough(solutions(minima))))
     _warn(found, strengths, tolerance)
     return found
 

@@ -4,6 +4,7 @@ from prefect import task
 
 from tasks.params import HeadParams
 from tasks.records import Embeddings, Head, Manifest
+from tasks.settings import Settings
 from tasks.stage import build_once
 from tasks.task import options, stage_folder
 
@@ -15,5 +16,5 @@ def train_head(manifest: Manifest, embeddings: Embeddings, params: HeadParams) -
     return build_once(
         stage_folder("head", manifest, embeddings, params),
         Head,
-        lambda out: fit.run(out, manifest, embeddings, params),
+        lambda out: fit.run(out, manifest, embeddings, params, memory_bytes=Settings().memory_bytes),
     )

@@ -40,8 +40,8 @@ _TYPES: dict[str, DataType | Array | Map] = {
 
 def signature(target: Target) -> ModelSignature:
     """What a served model takes and answers."""
-    columns = [ColSpec(_TYPES[name], name) for name in COLUMNS[target]]
-    return ModelSignature(inputs=_INPUTS, outputs=Schema(columns))
+    outputs = Schema([ColSpec(_TYPES[name], name) for name in COLUMNS[target]])
+    return ModelSignature(inputs=_INPUTS, outputs=outputs)
 
 
 def save(out: Path, package: Path, target: Target, model: Model) -> Path:

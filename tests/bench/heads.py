@@ -22,7 +22,7 @@ from tests.bench.harness import Row
 
 SAMPLES, DIMENSIONS, CLASSES, FOLDS = 20_000, 1280, 10, 5
 STRENGTHS = tuple(np.logspace(-4, 4, 10).tolist())  # LogisticRegressionCV's own
-TOLERANCE = 2e-5  # params.yaml's: scikit-learn's 1e-4 would leave some cells less converged than its
+TOLERANCE = 5e-5  # params.yaml's: scikit-learn's 1e-4 would leave some cells less converged than its
 ROUNDING = 1e-6  # of a loss of float32 logits
 ROUNDS = 3
 PASSES = "the products of the passes over the rows; the cores share one memory bus"

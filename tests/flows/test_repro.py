@@ -18,8 +18,12 @@ BIN = Path(sys.executable).parent
 PARAMS = Params(
     data=DataParams(min_per_class=1),
     head=HeadParams(strengths=(0.01, 0.1), folds=2),
-    evaluation=EvaluationParams(bootstrap=100),
-    gate=GateParams(floors=(Floor(metric="balanced_accuracy", limit=0.2),), min_test_samples=5),
+    evaluation=EvaluationParams(
+        bootstrap=100, baseline_samples=0, learning_repeats=0, robustness_samples=0, latency_samples=2
+    ),
+    gate=GateParams(
+        floors=(Floor(metric="balanced_accuracy", limit=0.2),), min_test_samples=5, max_miscalibration=None
+    ),
 )
 
 

@@ -27,11 +27,14 @@ BROKEN = ("local/empty.jpg", "nominal/cut.jpg")
 PARAMS = """
 data: {min_per_class: 1}
 head: {strengths: [0.01, 0.1], folds: 2}
-evaluation: {bootstrap: 200}
+evaluation:
+  {bootstrap: 200, baseline_samples: 40, learning_repeats: 1, robustness_samples: 4, latency_samples: 3}
 gate:
   floors: [{metric: balanced_accuracy, limit: 0.3}, {metric: ece, limit: 0.9}]
   min_test_samples: 10
   margin: 0.5
+  max_miscalibration: null
+  max_robustness_loss: null
 """
 # Another head, and a floor that no model reaches.
 STRICT = PARAMS.replace("[0.01, 0.1]", "[0.02, 0.2]").replace("limit: 0.3}", "limit: 0.999}")

@@ -14,10 +14,18 @@ def head(folder: Path, strength: float = 1.0) -> Head:
     return Head(
         digest=str(strength),
         folder=str(folder),
+        target="class",
+        kind="logistic",
         classes=("a", "b"),
+        blocks=("block",),
         strength=strength,
         strengths={"1.0": 0.5},
+        kinds={},
+        inputs={},
+        calibration="none",
         temperature=1.0,
+        confidence=None,
+        conformal=None,
     )
 
 
