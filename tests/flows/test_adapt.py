@@ -47,8 +47,9 @@ def test_first_run__json_has_the_promised_keys(first_run: Done) -> None:
     assert all(set(reason) >= {"check", "passed", "detail"} for reason in told["gate"]["reasons"])
     assert set(told["model"]) == {"name", "version", "alias"}
     assert set(told["seconds"]) >= {
-        "version data", "audit images", "build manifest", "embed", "train head", "package", "audit embeddings",
-        "evaluate", "measure robustness", "compare baselines", "try package", "write report", "register",
+        "version data", "audit images", "build manifest", "embed", "train head", "package",
+        "audit embeddings", "evaluate", "measure robustness", "compare baselines", "try package",
+        "write report", "register",
     }  # fmt: skip
     assert all(isinstance(seconds, float) for seconds in told["seconds"].values())
 
