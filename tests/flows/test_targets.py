@@ -155,6 +155,7 @@ def test_report__is_one_page_with_the_verdict(runs: Mapping[str, Run]) -> None:
     for name in ("labels", "number", "number again"):
         page = Path(runs[name]["report"]).read_text(encoding="utf-8")
         assert "Passed" in page
+        assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*', page) == []
 
 
 def test_rank__lists_each_layer_with_its_loss(runs: Mapping[str, Run]) -> None:
