@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 from tasks.head.fit import split_data
-from tasks.records import Block, Embeddings, Manifest
+from tasks.records import Block, Embeddings, Head, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def manifest(state: Path, result: dict[str, Any]) -> Manifest:
 
 
 def embeddings(state: Path) -> Embeddings:
-    (described,) = (state / "embeddings").glob("*/block.json")
+    (head,) = (state / "stages" / "head").iterdir()
+    (digest,) = Head.load(head).blocks
+    described = state / "embeddings" / digest / "block.json"
     block = Block.model_validate(json.loads(described.read_text())["block"])
     return Embeddings(digest="", root=str(state / "embeddings"), blocks=(block,), computed=0, cached=2000)
 
