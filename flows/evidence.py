@@ -4,7 +4,7 @@ the cache keeps like any others."""
 from flows.champion import Incumbent
 from flows.embedding import embed
 from tasks.audit.task import audit_embeddings
-from tasks.data.task import sample_manifest
+from tasks.data.task import TRAIN_SHARE, sample_manifest
 from tasks.embedding.disturb import disturbed
 from tasks.embedding.task import resolve_baselines
 from tasks.evaluation.task import compare_baselines, evaluate_head, measure_robustness
@@ -22,8 +22,6 @@ from tasks.records import (
     Robustness,
 )
 from tasks.registry.task import try_package
-
-TRAIN_SHARE = 0.6  # of the samples on which baselines are trained and judged
 
 
 def examine(

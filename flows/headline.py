@@ -1,6 +1,6 @@
 """A result in one line."""
 
-from tasks.records import AdaptResult, HeadFacts
+from tasks.records import AdaptResult, HeadFacts, Kind
 
 
 def headline(result: AdaptResult) -> str:
@@ -22,7 +22,12 @@ def head_in_words(head: HeadFacts) -> str:
     """`logistic head, C = 0.01, temperature 0.930`."""
     words = [f"{head.kind} head"]
     if head.strength is not None:
-        words.append(f"{'k' if head.kind == 'knn' else 'C'} = {head.strength:g}")
+        words.append(f"{strength_name(head.kind)} = {head.strength:g}")
     if head.temperature != 1:
         words.append(f"temperature {head.temperature:.3f}")
     return ", ".join(words)
+
+
+def strength_name(kind: Kind) -> str:
+    """What the strength of a head is: `C`, the inverse of its regularisation, or a count."""
+    return {"knn": "k", "mlp": "epochs"}.get(kind, "C")

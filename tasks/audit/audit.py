@@ -2,10 +2,12 @@
 confusable classes, and shifts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tasks.audit import classes, duplicates, label_errors, outliers, review, shift, space
 from tasks.audit.duplicates import Duplicates
@@ -44,8 +46,12 @@ def run(
     rows, vectors = Rows.of(manifest), Vectors(embeddings)
     paths = rows.text("path")
     files = {digest: paths[row] for digest, row in zip(rows.contents, rows.first_row, strict=True)}
-    pictures = thumbnails(data, files, Path(embeddings.root).parent / "thumbnails")
-    alike = duplicates.find(rows, vectors, pictures, params)
+
+    def look(digests: Sequence[str], share: float, height: float) -> NDArray[np.uint8]:
+        some = {digest: files[digest] for digest in digests}
+        return thumbnails(data, some, Path(embeddings.root).parent / "thumbnails", share, height)
+
+    alike = duplicates.find(rows, vectors, look, params)
     outputs = _outputs(rows, vectors, head)
     errors = _label_errors(rows, outputs, params)
     seen = space.fit(vectors, rows.contents, parts(embeddings), params.seed)
@@ -65,6 +71,8 @@ def run(
         near_duplicates=len(alike),
         leaked=alike.leaked,
         leakage=alike.leakage,
+        unchecked=alike.unchecked,
+        truncated=alike.pairs.truncated,
         group_leaks=_group_leaks(rows),
         label_errors=len(errors.rows),
         label_error_rate=errors.rate,
@@ -132,12 +140,14 @@ def _of_pairs(alike: Duplicates) -> list[str]:
     notes = []
     if alike.pairs.plain:
         notes.append(
-            f"{alike.pairs.plain:,} images are almost of one colour; near-duplicates of those were not"
-            " looked for"
+            f"{alike.pairs.plain:,} images are almost of one colour, {alike.unchecked:,} of them in test;"
+            " near-duplicates of those were not looked for"
         )
     if alike.pairs.found > MAX_PAIRS:
         notes.append(
-            f"{alike.pairs.found:,} pairs of images look alike; only the most alike {MAX_PAIRS:,} were"
-            " compared by their embeddings (audit.pixels)"
+            f"{alike.pairs.found:,} pairs of images look alike; only {MAX_PAIRS:,} were compared by their"
+            " embeddings (audit.pixels), "
+            + ("not even all" if alike.pairs.truncated else "among them all")
+            + " that are across train and test"
         )
     return notes

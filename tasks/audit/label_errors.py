@@ -27,7 +27,7 @@ class LabelErrors:
     suggested: tuple[str, ...]  # label of each
     score: Doubles  # [F], greater is worse
     reasons: tuple[str, ...]
-    rate: float | None  # estimated share of wrong labels; of numbers not estimated
+    rate: float | None  # estimated share of wrongly labelled rows; of numbers not estimated
 
 
 def of_classes(probabilities: Doubles, labels: Ints, classes: Sequence[str]) -> LabelErrors:
@@ -67,8 +67,8 @@ def of_classes(probabilities: Doubles, labels: Ints, classes: Sequence[str]) -> 
 
 
 def of_labels(probabilities: Doubles, truth: Bools, classes: Sequence[str]) -> LabelErrors:
-    """Each label by itself, as two classes: has it, has it not. The rate is the share of wrong
-    entries; the score is that of the row's worst entry.
+    """Each label by itself, as two classes: has it, has it not. The rate is the share of rows
+    with a wrong entry; the score is that of the row's worst entry.
 
     Args:
         probabilities: of each label, [N, C].
@@ -76,12 +76,10 @@ def of_labels(probabilities: Doubles, truth: Bools, classes: Sequence[str]) -> L
     """
     wrong = np.zeros(truth.shape, dtype=np.bool_)
     margins = np.zeros(truth.shape)
-    rates = []
     for number in range(truth.shape[1]):
         p = np.stack([1 - probabilities[:, number], probabilities[:, number]], axis=1)
         found = of_classes(p, truth[:, number].astype(np.int64), ("without", "with"))
         wrong[found.rows, number], margins[found.rows, number] = True, found.score
-        rates.append(found.rate or 0.0)
     flagged = np.flatnonzero(wrong.any(axis=1))
     order = flagged[np.lexsort((flagged, -margins[flagged].max(axis=1)))]
     suggested = truth ^ wrong
@@ -101,7 +99,7 @@ def of_labels(probabilities: Doubles, truth: Bools, classes: Sequence[str]) -> L
         ),
         margins[order].max(axis=1) if len(order) else np.zeros(0),
         tuple(said(int(row)) for row in order),
-        float(np.mean(rates)) if rates else 0.0,
+        len(order) / max(1, len(truth)),
     )
 
 

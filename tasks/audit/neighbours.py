@@ -7,14 +7,14 @@ of d = 48 leading principal components and one more number, the length of what t
 computed in full.
 
 All pairs are compared, but never held. In memory a sample takes 1 KB (a million 1 GB), a block of
-products 16 MB, and the pairs that are found no more than `MAX_PAIRS`. The time grows with the
+products 16 MB, and the pairs that are found no more than `MAX_PAIRS`, leaks first. The time grows with the
 square of N; docs/benchmarks.md (audits) has the pairs that a machine compares in a second. On
 2 cores a hundred thousand samples take minutes and a million an hour or more; CUDA is used where
 it is at hand.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,10 @@ from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-_Found = tuple[Ints, Ints, Floats, NDArray[np.bool_]]
 
 MAX_PAIRS = 200_000
 LEAST_DETAIL = 2.0  # standard deviation in levels of 255, below which it is the noise of rounding
+_APART = 2  # of the numbers of train and test
 _BLUR = 2.0  # px of the thumbnail
 _COMPONENTS = 48
 _FITTED = 20_000  # samples behind the mean and the components
@@ -39,35 +39,50 @@ _SLACK = 1e-3  # float32 sums of a product, in whatever order
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of samples that look alike, the most alike first; in each, `first` < `second`."""
+    """Pairs of samples that look alike, leaks first and then the most alike; in each, `first` < `second`."""
 
     first: Ints  # [P]
     second: Ints  # [P]
     correlation: Floats  # [P]
     mirrored: NDArray[np.bool_]  # [P], one is the mirror image of the other
-    found: int  # of which only the most alike MAX_PAIRS are kept
-    plain: int  # samples without detail, which were not compared
+    found: int  # of which MAX_PAIRS are kept
+    truncated: bool  # leaks are among those that are not kept
+    detail: Floats  # [N], of each sample; those with less than LEAST_DETAIL were not compared
+
+    @property
+    def plain(self) -> int:
+        """Samples without detail."""
+        return int((self.detail < LEAST_DETAIL).sum())
 
 
-def alike(thumbnails: NDArray[np.uint8], threshold: float, limit: int = MAX_PAIRS) -> Pairs:
-    """All pairs of [N, S, S] whose detail correlates by at least `threshold`, mirrored or not."""
+def alike(
+    thumbnails: NDArray[np.uint8],
+    threshold: float,
+    splits: Ints | None = None,
+    limit: int = MAX_PAIRS,
+) -> Pairs:
+    """All pairs of [N, S, S] whose detail correlates by at least `threshold`, mirrored or not.
+
+    Args:
+        splits: [N]; a pair of 0 and 2 is a leak, and is kept before others. None: there are no leaks.
+    """
+    splits = np.zeros(len(thumbnails), dtype=np.int64) if splits is None else splits
     n, side = len(thumbnails), thumbnails.shape[1]
-    has_detail = np.zeros(n, dtype=np.bool_)
+    spreads = np.zeros(n, dtype=np.float32)
     details = np.empty((n, side * side), dtype=np.float16)
     for at in range(0, n, _COLUMNS):
         part, spread = _details(thumbnails[at : at + _COLUMNS])
-        details[at : at + len(part)], has_detail[at : at + len(part)] = part, spread >= LEAST_DETAIL
-    kept = np.flatnonzero(has_detail)
+        details[at : at + len(part)], spreads[at : at + len(part)] = part, spread
+    kept = np.flatnonzero(spreads >= LEAST_DETAIL)
     details = details[kept]
     if len(kept) < 2:
-        return _best([], 0, n - len(kept), limit)
+        return _Found(splits, limit).pairs(spreads)
     common = _Common.of(details)
     columns = np.concatenate(
         [common.seen(details[at : at + _COLUMNS]) for at in range(0, len(details), _COLUMNS)]
     )  # [n, d + 1]
     above = _products(columns, threshold - _SLACK)
-    found: list[_Found] = []
-    count = waiting = 0
+    found = _Found(splits, limit)
     for start in range(0, len(details), _ROWS):
         block = details[start : start + _ROWS]
         turned = block.reshape(-1, side, side)[:, :, ::-1].reshape(len(block), -1)
@@ -77,13 +92,30 @@ def alike(thumbnails: NDArray[np.uint8], threshold: float, limit: int = MAX_PAIR
                 values = np.einsum("pd,pd->p", whole[first - start], common.residual(details[second]))
                 good = (values >= threshold) & (first < second)
                 flags = np.full(int(good.sum()), mirrored)
-                found.append((kept[first[good]], kept[second[good]], values[good], flags))
-                count, waiting = count + len(flags), waiting + len(flags)
-                if waiting > 2 * limit:
-                    best = _best(found, count, 0, limit)
-                    found = [(best.first, best.second, best.correlation, best.mirrored)]
-                    waiting = len(best.first)
-    return _best(found, count, n - len(kept), limit)
+                found.add(kept[first[good]], kept[second[good]], values[good], flags)
+    return found.pairs(spreads)
+
+
+def joined(some: Sequence[Pairs], splits: Ints, detail: Floats, limit: int = MAX_PAIRS) -> Pairs:
+    """Pairs that were found in several ways, each once.
+
+    Args:
+        some: parts of what was found, each with the number that it was once.
+        detail: [N], of each sample where it has most.
+    """
+    found = _Found(splits, limit)
+    for one in some:
+        found.add(one.first, one.second, one.correlation, one.mirrored)
+    pairs = found.pairs(detail)
+    truncated = pairs.truncated or any(one.truncated for one in some)
+    return replace(pairs, found=sum(one.found for one in some), truncated=truncated)
+
+
+def correlations(first: NDArray[np.uint8], second: NDArray[np.uint8], mirrored: NDArray[np.bool_]) -> Floats:
+    """Of the detail of thumbnails [P, S, S], one by one; the second is turned where `mirrored`."""
+    turned = np.where(mirrored[:, None, None], second[:, :, ::-1], second)
+    found: Floats = (_details(first)[0] * _details(turned)[0]).sum(axis=1)
+    return found
 
 
 def _details(thumbnails: NDArray[np.uint8]) -> tuple[Floats, Floats]:
@@ -170,14 +202,39 @@ def _device() -> str | None:
     return "cuda" if torch.cuda.is_available() else None
 
 
-def _best(found: Sequence[_Found], count: int, plain: int, limit: int) -> Pairs:
-    """Each pair once, the most alike first; `count` with both ways round."""
-    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_))
-    first, second, values, mirrored = (np.concatenate(part) for part in zip(empty, *found, strict=True))
-    order = np.lexsort((mirrored, second, first, -values))
-    first, second, values, mirrored = first[order], second[order], values[order], mirrored[order]
-    # Of the two ways round the better comes first.
-    _, once = np.unique(np.stack([first, second], axis=1), axis=0, return_index=True)
-    kept = np.sort(once)[:limit]
-    everything = len(once) if count == len(first) else count
-    return Pairs(first[kept], second[kept], values[kept], mirrored[kept], everything, plain)
+class _Found:
+    """Pairs as they are found, the best `limit` of them kept: leaks first, then the most alike."""
+
+    def __init__(self, splits: Ints, limit: int) -> None:
+        self._splits, self._limit = splits, limit
+        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_))
+        self._parts: list[tuple[Ints, Ints, Floats, NDArray[np.bool_]]] = [empty]
+        self._count = self._waiting = 0
+        self._dropped = self._truncated = False
+
+    def add(self, first: Ints, second: Ints, values: Floats, mirrored: NDArray[np.bool_]) -> None:
+        self._parts.append((first, second, values, mirrored))
+        self._count, self._waiting = self._count + len(first), self._waiting + len(first)
+        if self._waiting > 2 * self._limit:
+            self._cut()
+
+    def pairs(self, detail: Floats) -> Pairs:
+        """Each pair once."""
+        self._cut()
+        first, second, values, mirrored = self._parts[0]
+        found = self._count if self._dropped else len(first)  # the former with both ways round
+        return Pairs(first, second, values, mirrored, found, self._truncated, detail)
+
+    def _cut(self) -> None:
+        first, second, values, mirrored = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        leaks = np.abs(self._splits[first] - self._splits[second]) == _APART
+        order = np.lexsort((mirrored, second, first, -values, ~leaks))
+        # Of the two ways round the better comes first.
+        ordered = np.stack([first[order], second[order]], axis=1)
+        _, once = np.unique(ordered, axis=0, return_index=True)
+        order = order[np.sort(once)]
+        kept, lost = order[: self._limit], order[self._limit :]
+        self._dropped |= bool(len(lost))
+        self._truncated |= bool(leaks[lost].any())
+        self._parts = [(first[kept], second[kept], values[kept], mirrored[kept])]
+        self._waiting = len(kept)

@@ -1,6 +1,7 @@
 """What was found, as a list that a labeller can work through, and as contact sheets."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,19 +16,27 @@ from tasks.audit.sheet import Case, Line
 from tasks.audit.thumbnails import image_of
 
 EXCLUDE = "exclude"
+# What begins so is run as a formula when a spreadsheet opens the file.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# The head that is judged says what looks wrong: without those samples its metrics would be too good.
+_JUDGES = "it is of {split}, which judges: relabel it if it is wrong, never exclude it"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A row of review.csv: a sample that somebody should look at. `action` is theirs to fill in; to
-    leave a sample out, its digest or path goes to `data.exclude`."""
+    leave a sample out, its digest or path goes to `data.exclude`.
+
+    Only of near-duplicates `exclude` is suggested: which they are has nothing to do with what the head
+    says of them. A label error or outlier of validation or test is to be relabelled in the source or to
+    stay, and its reason says so."""
 
     digest: str
     path: str
     split: str
     label: str
     kind: str  # near_duplicate, label_error, outlier
-    suggested: str  # the label, or `exclude`; of an outlier nothing
+    suggested: str  # of a near-duplicate `exclude`, of a label error the label, of an outlier nothing
     score: float  # greater is worse: correlation, 1 - odds of the label, robust standard deviations
     reason: str
     action: str = ""
@@ -39,6 +48,8 @@ def entries(rows: Rows, duplicates: Duplicates, errors: LabelErrors, outliers: O
 
     def entry(row: int, kind: str, suggested: str, score: float, reason: str) -> Entry:
         own = {name: column[row] for name, column in columns.items()}
+        if kind != "near_duplicate" and own["split"] != "train":
+            reason += f"; {_JUDGES.format(split=own['split'])}"
         return Entry(**own, kind=kind, suggested=suggested, score=round(float(score), 4), reason=reason)
 
     listed = []
@@ -67,11 +78,23 @@ def entries(rows: Rows, duplicates: Duplicates, errors: LabelErrors, outliers: O
 
 
 def write_csv(file: Path, listed: Sequence[Entry]) -> None:
-    """A header and a row for each entry (UTF-8)."""
+    """A header and a row for each entry (UTF-8). A cell that a spreadsheet would take for a formula has
+    an apostrophe before it, which is not part of the path or label; numbers and digests never need one.
+    """
     with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(Entry.__dataclass_fields__), lineterminator="\n")
+        writer = csv.DictWriter(stream, list(Entry.__dataclass_fields__))  # \r\n: so a \r in a path is quoted
         writer.writeheader()
-        writer.writerows(asdict(entry) for entry in listed)
+        for entry in listed:
+            writer.writerow({name: _harmless(cell) for name, cell in asdict(entry).items()})
+
+
+def _harmless(cell: str | float) -> str | float:
+    if isinstance(cell, float) or not cell.startswith(FORMULA):
+        return cell
+    try:
+        return cell if math.isfinite(float(cell)) else f"'{cell}"  # -5 is a label too
+    except ValueError:
+        return f"'{cell}"
 
 
 def draw_sheets(

@@ -55,7 +55,9 @@ def _sides(
         file = champion / "manifest.parquet" if champion.is_dir() else champion
         told = pq.read_table(file, columns=["digest", "split"])
     except (OSError, pa.ArrowException) as error:
-        notes.append(f"no shift against the champion's data: its manifest can't be read ({error})")
+        # Not the message: it names the folder, and the same findings are to read the same anywhere.
+        why = type(error).__name__
+        notes.append(f"no shift against the champion's data: its manifest can't be read ({why})")
         return
     pairs = list(zip(told["digest"].to_pylist(), told["split"].to_pylist(), strict=True))
     # Near-duplicates and groups of samples that are no longer here aren't known.
@@ -65,7 +67,7 @@ def _sides(
     if len(there) < len(trained):
         notes.append(
             f"{len(trained) - len(there):,} of {len(trained):,} samples that the champion was trained on have"
-            " no embedding here; the shift is judged without them"
+            f" no embedding here; the shift is judged by the other {len(there):,}"
         )
     known = {digest for digest, _ in pairs}
     new = [digest for digest in contents[independent].tolist() if digest not in known]

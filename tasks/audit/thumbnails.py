@@ -20,30 +20,46 @@ from tasks.records import digest_of
 SIDE = 16  # px
 _VERSION = 1  # raise it when the code computes others than before
 _BATCH = 4_096  # samples that go to the cache at a time
+_LEAST = 8  # px of a part: in less there is no detail
 _GREY = (0.299, 0.587, 0.114)  # of R, G and B
 
 
-def thumbnails(data: Path, files: Mapping[str, str], root: Path) -> NDArray[np.uint8]:
+def thumbnails(
+    data: Path,
+    files: Mapping[str, str],
+    root: Path,
+    share: float = 1.0,
+    height: float = 0.5,
+) -> NDArray[np.uint8]:
     """The thumbnails [N, 16, 16] of `files`; only those that the cache lacks are decoded.
 
     Args:
         data: folder that the paths are relative to.
         files: digest -> path.
         root: folder of the cache, 1 KB for each content.
+        share: of the width and of the height that is looked at. Where less than 8 px are left, the
+            thumbnail is black.
+        height: at which the middle of that part is, from 0 (above) to 1; its sides are alike.
 
     Raises:
         DataError: a file vanished or changed since the manifest was made.
     """
     digests = list(files)
     version = importlib.metadata.version("pillow")
-    cache = EmbeddingCache(root, digest_of("thumbnail", _VERSION, SIDE, DECODER, version), SIDE * SIDE)
+    part = (
+        () if share == 1 else (share, height)
+    )  # those of the whole have their name from before there were others
+    name = digest_of("thumbnail", _VERSION, SIDE, DECODER, version, *part)
+    cache = EmbeddingCache(root, name, SIDE * SIDE)
     lacking = sorted(cache.missing(digests), key=lambda digest: _place(files[digest]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and decoding leave the GIL
         for start in range(0, len(lacking), _BATCH):
             some = lacking[start : start + _BATCH]
-            share = -(-len(some) // (os.cpu_count() or 1))
-            parts = [some[at : at + share] for at in range(0, len(some), share)]
-            made = pool.map(lambda part: _made(data, [files[digest] for digest in part]), parts)
+            step = -(-len(some) // (os.cpu_count() or 1))
+            parts = [some[at : at + step] for at in range(0, len(some), step)]
+            made = pool.map(
+                lambda part: _made(data, [files[digest] for digest in part], share, height), parts
+            )
             cache.append(some, np.concatenate(list(made)))
     out = np.empty((len(digests), SIDE, SIDE), dtype=np.uint8)
     for start in range(0, len(digests), _BATCH):
@@ -72,13 +88,23 @@ def image_of(data: Path, path: str) -> Image.Image:
         ) from None
 
 
-def _made(data: Path, paths: Sequence[str]) -> NDArray[np.float32]:
+def _made(data: Path, paths: Sequence[str], share: float, height: float) -> NDArray[np.float32]:
     """[len(paths), 256]; one image is in memory at a time."""
-    return np.stack([_thumbnail(image_of(data, path)) for path in paths])
+    return np.stack([_thumbnail(image_of(data, path), share, height) for path in paths])
 
 
-def _thumbnail(image: Image.Image) -> NDArray[np.float32]:
-    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)  # [16, 16, 3]
+def _thumbnail(image: Image.Image, share: float, height: float) -> NDArray[np.float32]:
+    if share == 1:
+        seen = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    elif min(image.size) * share < _LEAST:
+        return np.zeros(SIDE * SIDE, dtype=np.float32)
+    else:
+        # Fractions of a pixel count, else a part of a copy of another size would not be the same; for
+        # which a box filter is too coarse (noise at 3/5 of the size correlates by .87, so by .99).
+        left, top = (1 - share) / 2 * image.width, (height - share / 2) * image.height
+        box = (left, top, left + share * image.width, top + share * image.height)
+        seen = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
+    small = np.asarray(seen, dtype=np.float32)  # [16, 16, 3]
     grey: NDArray[np.float32] = (small @ np.array(_GREY, dtype=np.float32)).reshape(-1)
     return grey
 

@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import labels, split, table
+from tasks.data import labels, split, table, units
 from tasks.errors import DataError
 from tasks.params import DataParams
-from tasks.records import Audit, DatasetVersion, Manifest, Rejected, Target
+from tasks.records import Audit, DatasetVersion, Manifest, Rejected, Split, Target
 
 _COLUMNS = ("digest", "path", "label", "split", "group", "size", "width", "height")
 _SHOWN = 10  # labels of one content that a report names
@@ -23,7 +22,8 @@ def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) ->
     """Writes `manifest.parquet` into `out`.
 
     A given split is kept, and holds for the whole group; other samples are split by a hash of their
-    group or content. While no validation samples are given, some of the given train become that.
+    unit: group or content, and what copies join to it (`units.keys`). While no validation samples are
+    given, some of the given train become that.
     Content that occurs in several splits stays in the one that judges (test, then validation).
     `data.exclude` takes samples out before all that.
 
@@ -35,7 +35,7 @@ def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) ->
             splits, a label is no number where one is needed, or a class (of numbers a split) has
             too few samples.
     """
-    frame, excluded, unmatched = _without_excluded(_samples(version, audit, params.target), params.exclude)
+    frame, excluded, unmatched = _without_excluded(_samples(version, audit, params.target), params)
     frame["label"] = labels.normal(frame["label"], frame["path"], params.target)
     slices = tuple(column for column in frame.columns if column not in _COLUMNS)
     frame = frame[[*_COLUMNS, *slices]].sort_values(["digest", "path"], ignore_index=True)
@@ -91,14 +91,16 @@ def _samples(version: DatasetVersion, audit: Audit, target: Target) -> pd.DataFr
 
 
 def _without_excluded(
-    frame: pd.DataFrame, exclude: Sequence[str]
+    frame: pd.DataFrame, params: DataParams
 ) -> tuple[pd.DataFrame, tuple[Rejected, ...], tuple[str, ...]]:
     """The other samples, those that `data.exclude` names by path or digest, and its entries that name
-    none.
+    none. The reason ends with the split that the sample would be of, where that is given, or where all
+    are hashed: samples taken out of test change what a model is judged on.
 
     Raises:
         DataError: nothing is left.
     """
+    exclude = params.exclude
     if not exclude:
         return frame, (), ()
     by_path, by_digest = frame["path"].isin(exclude), frame["digest"].isin(exclude)
@@ -106,9 +108,10 @@ def _without_excluded(
     if out.all():
         raise DataError(f"data.exclude names all {len(frame):,} samples; leave some to train on")
     reasons = {True: "data.exclude names its path", False: "data.exclude names its digest"}
+    splits = frame["split"] if frame["split"].any() else pd.Series(_hashed(frame, params), frame.index)
     excluded = [
-        Rejected(path=path, reason=reasons[bool(named)])
-        for path, named in zip(frame.loc[out, "path"], by_path[out], strict=True)
+        Rejected(path=path, reason=reasons[bool(named)] + (f"; of {where}" if where else ""))
+        for path, named, where in zip(frame.loc[out, "path"], by_path[out], splits[out], strict=True)
     ]
     known = {*frame.loc[out, "path"], *frame.loc[out, "digest"]}
     unmatched = tuple(sorted({entry for entry in exclude if entry not in known}))
@@ -121,12 +124,10 @@ def _without_excluded(
 
 def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
     """A split for every row, given ones first."""
-    keys = [group or digest for group, digest in zip(frame["group"], frame["digest"], strict=True)]
-    seed, validation = params.split_seed, params.validation_fraction
-    hashed = split.assign(keys, seed, params.test_fraction, validation)
+    hashed = _hashed(frame, params)
     given = list(frame["split"])
     if not any(given):
-        return list(hashed)
+        return [*hashed]
     given = _of_the_group(frame["group"], given)
     assigned = [own or other for own, other in zip(given, hashed, strict=True)]
     if "test" not in assigned:
@@ -135,9 +136,16 @@ def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
         )
     if "validation" not in assigned:
         # A tenth of train, say: hashed as ever, so that new data moves no old sample.
-        held_out = split.assign(keys, seed, 0.0, validation)
+        keys = units.keys(list(frame["group"]), list(frame["digest"]))
+        held_out = split.assign(keys, params.split_seed, 0.0, params.validation_fraction)
         assigned = [other if own == "train" else own for own, other in zip(assigned, held_out, strict=True)]
     return assigned
+
+
+def _hashed(frame: pd.DataFrame, params: DataParams) -> list[Split]:
+    """The split of every row where none is given."""
+    keys = units.keys(list(frame["group"]), list(frame["digest"]))
+    return split.assign(keys, params.split_seed, params.test_fraction, params.validation_fraction)
 
 
 def _of_the_group(groups: pd.Series, given: list[str]) -> list[str]:

@@ -39,6 +39,9 @@ def build_manifest(dataset: DatasetVersion, audited: Audit, params: DataParams) 
     )
 
 
+TRAIN_SHARE = 0.6  # of the samples on which baselines are trained and judged
+
+
 @task(name="sample", **options())
 def sample_manifest(manifest: Manifest, take: dict[Split, int], seed: int) -> Manifest:
     """A part of the manifest, for what need not see all samples."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tasks.data.stack import split_path
 from tasks.embedding.cache import DESCRIPTION, EmbeddingCache, write_durably
 from tasks.embedding.gather import open_caches
-from tasks.errors import CacheError
+from tasks.errors import CacheError, DataError
 from tasks.records import SPLITS, Backbone, Block, Embedder, Embeddings, Manifest, Split, digest_of
 from tasks.settings import Settings
 
@@ -48,6 +48,7 @@ def run(
         DataError: a file vanished or changed since the manifest was made.
     """
     files = files_of(manifest, splits)
+    check_views(files, embedder)
     computed = embed_missing(files, data, embedder, settings, max_pixels, progress)
     return complete(files, embedder, settings, computed)
 
@@ -148,6 +149,18 @@ def files_of(manifest: Manifest, splits: Sequence[Split]) -> dict[str, str]:
     """Digest -> path of the distinct samples."""
     table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "in", list(splits))])
     return dict(zip(table["digest"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+
+def check_views(files: Mapping[str, str], embedder: Embedder) -> None:
+    """Raises DataError where images of a stack are to be cropped at random: the crop is seeded by the
+    image's digest, which a served model, asked with an image file, would not know."""
+    cropped = sorted({block.view for block in embedder.blocks if "crop-" in block.view})
+    stacked = next((path for path in files.values() if split_path(path)[1] is not None), None)
+    if cropped and stacked:
+        raise DataError(
+            f"{stacked}: embedding.views {', '.join(cropped)} can't be taken of images in a stack;"
+            " use identity, hflip or vflip, or one file an image"
+        )
 
 
 def lacking(files: Mapping[str, str], embedder: Embedder, settings: Settings) -> dict[str, str]:

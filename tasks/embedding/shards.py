@@ -58,7 +58,9 @@ def plan(manifest: Manifest, embedder: Embedder, settings: Settings, splits: Seq
     Raises:
         CacheError: the tier can't be read or written to.
     """
-    todo = embed.lacking(embed.files_of(manifest, splits), embedder, settings)
+    files = embed.files_of(manifest, splits)
+    embed.check_views(files, embedder)
+    todo = embed.lacking(files, embedder, settings)
     samples = sorted(todo.items(), key=lambda sample: sample[1])
     count = min(settings.shards, len(samples))
     folder = settings.root / "shards"

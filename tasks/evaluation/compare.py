@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtrc
+from scipy.special import bdtrc, stdtrit
 
 from tasks.evaluation.metrics import ALPHA, Bootstrap, interval, standard_error
 from tasks.evaluation.randomisation import one_sided
@@ -33,6 +33,13 @@ def on_classes(outputs: ArrayLike, classes: Sequence[str], wanted: Sequence[str]
     return placed
 
 
+def on_labels(outputs: ArrayLike, labels: Sequence[str], wanted: Sequence[str]) -> Floats:
+    """Like `on_classes`, of labels that are judged each by itself: those that are not wanted are left out."""
+    p = np.asarray(outputs, dtype=np.float64)
+    kept = [at for at, label in enumerate(labels) if label in set(wanted)]
+    return on_classes(p[:, kept], [labels[at] for at in kept], wanted)
+
+
 def differences(challenger: Bootstrap, champion: Bootstrap, alpha: float = ALPHA) -> dict[str, Difference]:
     """Challenger minus champion in every metric, with the percentile 1 - alpha interval of the
     differences within each resample. Noise that both models share cancels, so the interval is
@@ -42,6 +49,9 @@ def differences(challenger: Bootstrap, champion: Bootstrap, alpha: float = ALPHA
     correction for 100 slices asks for .0005); they are those of `randomisation.one_sided`.
 
     With a single unit there is no interval: its ends are NaN unless the two are equal.
+
+    `at_worst` is what non-inferiority is judged by: the farther of the interval's worse end and `worst`;
+    exactly 0 for equal outputs.
 
     Raises:
         ValueError: the two were not bootstrapped on the same samples with the same resamples.
@@ -55,8 +65,10 @@ def differences(challenger: Bootstrap, champion: Bootstrap, alpha: float = ALPHA
     if not same:
         raise ValueError("challenger and champion differ in samples, seed or number of resamples")
     added = contributions(challenger, champion)
+    stake = challenger.sums.at_stake() if challenger.sums is not None else {}
     return {
-        name: _difference(name, challenger, champion, added.get(name), alpha) for name in challenger.points
+        name: _difference(name, challenger, champion, added.get(name), stake.get(name, 0.0), alpha)
+        for name in challenger.points
     }
 
 
@@ -69,6 +81,35 @@ def contributions(challenger: Bootstrap, champion: Bootstrap) -> dict[str, Float
     apart = ours.statistics - theirs.statistics  # [K, U]
     weights = ours.weights(ours.total(), theirs.total())
     return {name: np.asarray(weight @ apart) for name, weight in weights.items()}
+
+
+def worst(added: Floats, stake: float, alpha: float = ALPHA) -> tuple[float, float]:
+    """By how much the challenger may be worse, also where next to nothing was seen to differ: a score bound.
+
+    Resamples of samples on which nobody differs show no difference, however few they are. So a challenger
+    that is worse by L is taken to have lost M = L + Σ added more than was seen, in losses as large as one
+    unit can be; by the variance that it then has (U / (U - 1) Σ (added - mean)² + stake · M),
+
+        M² = t² (variance seen + stake · M),   t = t(1 - alpha / 2; U - 1).
+
+    With losses alone this is Wilson's score bound (1927, https://doi.org/10.1080/01621459.1927.10502953)
+    for a rare loss; with a stake of 0 it is the t interval. Of two models that differ on no sample it is
+    t² · stake: 3.9 / U in the accuracy of many units.
+
+    Args:
+        added: [U], what each unit adds to the difference, turned so that better is higher.
+        stake: what the metric can lose by one unit (see `Sums.at_stake`); 0 where that has no bound.
+
+    Returns:
+        L, and t² · stake. NaN of fewer than two units.
+    """
+    units = len(added)
+    if units < 2:
+        return float("nan"), float("nan")
+    t2 = float(stdtrit(units - 1, alpha / 2)) ** 2
+    seen = float(((added - added.mean()) ** 2).sum()) * units / (units - 1)
+    unseen = t2 * stake
+    return float(unseen / 2 + np.sqrt(unseen**2 / 4 + t2 * seen) - added.sum()), unseen
 
 
 def mcnemar(challenger: NDArray[np.bool_], champion: NDArray[np.bool_]) -> McNemar:
@@ -102,18 +143,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _difference(
-    name: str, challenger: Bootstrap, champion: Bootstrap, added: Floats | None, alpha: float
+    name: str, challenger: Bootstrap, champion: Bootstrap, added: Floats | None, stake: float, alpha: float
 ) -> Difference:
     point = challenger.points[name] - champion.points[name]
     draws = challenger.draws[name] - champion.draws[name]
     units = challenger.size
     found = interval(point, draws, units=units, alpha=alpha)
-    if added is None or not np.isfinite(point):
-        p_better = p_worse = error = np.nan
-    else:
-        p_better, p_worse = one_sided(-added if name in LOWER_IS_BETTER else added)
-        error = 0.0 if not added.any() else standard_error(point, draws, units=units)
     unknown = units < 2 and point != 0
+    p_better = p_worse = error = at_worst = unseen = np.nan
+    if added is not None and np.isfinite(point):
+        better = -added if name in LOWER_IS_BETTER else added
+        p_better, p_worse = one_sided(better)
+        error = 0.0 if not added.any() else standard_error(point, draws, units=units)
+        bound, unseen = worst(better, stake, alpha)
+        at_worst = float(np.maximum(bound, found.high if name in LOWER_IS_BETTER else -found.low))
+        if np.array_equal(challenger.outputs, champion.outputs):
+            at_worst = unseen = 0.0
     return Difference(
         metric=name,
         value=found.value,
@@ -122,6 +167,8 @@ def _difference(
         standard_error=error,
         p_better=p_better,
         p_worse=p_worse,
+        at_worst=at_worst,
+        unseen=unseen,
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tasks.data import units
 from tasks.errors import DataError
 from tasks.evaluation import plots, predictions, slices
 from tasks.evaluation.calibration import chance_ece, reliability, selective
-from tasks.evaluation.compare import differences, mcnemar, on_classes
+from tasks.evaluation.compare import differences, mcnemar, on_classes, on_labels
 from tasks.evaluation.metrics import Truth
 from tasks.evaluation.slices import Outputs
 from tasks.evaluation.sums import Floats, right, sound
@@ -46,8 +47,12 @@ def run(
     Writes metrics.json and predictions.parquet; of classes confusion.{png,csv}, of classes and labels
     reliability.{png,csv}, of numbers predicted.{png,csv}.
     Outputs that are not finite do not raise: the metrics are NaN, and the gate fails.
-    Challenger and champion may know different classes (see `on_classes`). Samples of one group, or with
-    the same content, are resampled together.
+    Samples of one group, or with the same content, are resampled together.
+
+    Challenger and champion may know different classes (see `on_classes`). A new class counts against a
+    champion that can't say it; how many samples have one is counted, since a class that was only renamed
+    looks alike. Labels are judged each by itself, so those that the champion alone knows are left out:
+    true of no sample, they would only dilute the means over labels.
 
     Args:
         out: an existing folder.
@@ -72,7 +77,9 @@ def run(
 
     theirs = set(champion.classes) if champion else set()
     own = sorted({*classes, *_names(test, target)})  # what is reported class by class
-    known = [*own, *sorted(theirs - set(own))]  # columns of the metrics
+    # Columns of the metrics. Probabilities of classes sum to 1 with those that only the champion knows.
+    known = [*own, *sorted(theirs - set(own))] if target == "class" else own
+    unknown = sorted(_names(test, target) - theirs) if champion else []
     both = Outputs(
         target=target,
         truth=_truth(test, known, target),
@@ -101,6 +108,7 @@ def run(
         folder=str(out),
         target=target,
         samples=len(test),
+        units=result.size,
         alpha=params.alpha,
         metrics=result.intervals(params.alpha),
         standard_errors=result.standard_errors(),
@@ -108,9 +116,12 @@ def run(
         per_class=result.per_class(own, params.alpha) if target != "number" else {},
         per_slice=by_slice.metrics,
         slice_samples=by_slice.samples,
+        slice_units=by_slice.units,
         selective=_selective(both, outputs, classes, known, confidence, conformal),
         champion_version=champion.version if champion else None,
         champion_metrics=serving.intervals(params.alpha) if serving else None,
+        unknown_classes=tuple(unknown),
+        unknown_samples=_with_any(test, unknown, target),
         differences=differences(result, serving, params.alpha) if serving else {},
         mcnemar=_mcnemar(both),
         slice_differences=by_slice.differences,
@@ -156,19 +167,22 @@ def _truth(test: pd.DataFrame, known: Sequence[str], target: Target) -> Truth:
 
 
 def _units(test: pd.DataFrame) -> list[str]:
-    """What is drawn together: the group of each sample, else its content."""
-    digests = test["digest"].astype(str)
-    if "group" not in test:
-        return digests.tolist()
-    group = test["group"].astype(object)
-    own = group.isna() | (group == "")
-    # Prefixes: a group may be named like a digest.
-    return ("group " + group.astype(str)).mask(own, "sample " + digests).tolist()
+    """What is drawn together [N]: samples of one group or content."""
+    groups = test["group"].fillna("").astype(str) if "group" in test else pd.Series([""] * len(test))
+    return units.keys(groups.tolist(), test["digest"].astype(str).tolist())
+
+
+def _with_any(test: pd.DataFrame, names: Sequence[str], target: Target) -> int:
+    """How many test samples have one of these classes or labels."""
+    given = test["label"].fillna("").astype(str)
+    return sum(not set(names).isdisjoint([label] if target == "class" else _labels(label)) for label in given)
 
 
 def _placed(outputs: Floats, classes: Sequence[str], known: Sequence[str], target: Target) -> Floats:
     if target == "number":
         return np.asarray(outputs, dtype=np.float64)
+    if target == "labels":
+        return on_labels(outputs, classes, known)
     return on_classes(outputs, classes, known)
 
 

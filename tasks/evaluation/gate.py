@@ -11,6 +11,7 @@ from tasks.evaluation.checks import (
     ROUNDING,
     VALUE,
     apart,
+    counted,
     failed,
     granted,
     limited,
@@ -56,8 +57,8 @@ def decide(
 ) -> Decision:
     """Decides whether the challenger may be registered.
 
-    Floors hold for the point estimates. For the comparison see `judged_beside.champion` and
-    `judged_beside.slices`; without a champion the other checks decide alone.
+    Floors hold for the point estimates. For the comparison see `judged_beside.champion`,
+    `judged_beside.slices` and `judged_beside.robustness`; without a champion the other checks decide alone.
 
     Args:
         evaluation: of the challenger, and of the champion on the same test samples.
@@ -74,10 +75,13 @@ def decide(
         The decision; its reasons are the checks, in a fixed order. Its digest covers all the rest.
 
     Raises:
-        ValueError: the evaluation is of another target.
+        GateError: the evaluation is of another target.
     """
     if evaluation.target != target:
-        raise ValueError(f"the evaluation is of target {evaluation.target}, the data of {target}")
+        raise GateError(
+            f"the evaluation is of target {evaluation.target}, the data of target {target}; "
+            "evaluate a head of this data"
+        )
     against = judged_beside.Against(champion_version, champion_problem)
     reasons = (
         _enough_samples(evaluation, params),
@@ -160,6 +164,8 @@ def _follows(check: Check, decision: Decision) -> bool:
     if VALUE not in check.numbers:
         return check.check in WITHOUT_NUMBER and not (check.check == "champion" and compared)
     value = check.numbers[VALUE]
+    if check.check == "champion" and not check.numbers.get("unknown", 1.0) <= judged_beside.UNKNOWN:
+        return False
     if check.check == "champion" and decision.mode == "superior":
         return judged_beside.is_superior(check.numbers)
     if check.check == "slices":
@@ -168,10 +174,14 @@ def _follows(check: Check, decision: Decision) -> bool:
 
 
 def _enough_samples(evaluation: Evaluation, params: GateParams) -> Check:
-    samples, least = evaluation.samples, params.min_test_samples
+    """Of samples that are grouped each group counts once: they may all be right or wrong together."""
+    samples, units, least = evaluation.samples, evaluation.units, params.min_test_samples
     seen = detectable(evaluation, params.metric)
-    enough = samples >= least
-    detail = f"{samples:,} test samples {'≥' if enough else '<'} {least:,}"
+    enough = units >= least
+    shown = f"{samples:,} test samples"
+    if units != samples:
+        shown = f"{shown} in {counted(units, 'group')} (single ones included): {units:,}"
+    detail = f"{shown} {'≥' if enough else '<'} {least:,}"
     if not enough:
         detail += ", the least allowed"
     if not math.isfinite(seen):
@@ -184,7 +194,7 @@ def _enough_samples(evaluation: Evaluation, params: GateParams) -> Check:
         check="min_test_samples",
         passed=enough,
         detail=f"{detail}; {power}",
-        numbers={VALUE: samples, "detectable": seen},
+        numbers={VALUE: units, "samples": samples, "detectable": seen},
         threshold=least,
     )
 

@@ -21,6 +21,9 @@ from tasks.records import Check, Difference, Evaluation, Robustness
 
 LISTED = 5  # slices named in a reason
 BY_MCNEMAR = ("accuracy", "subset_accuracy")
+# Greatest share of test samples whose classes the champion may lack. New classes count against it; where
+# it lacks those of most samples they were renamed rather, and a comparison says nothing.
+UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,15 @@ def worst_allowed(params: GateParams) -> float | None:
 def champion(evaluation: Evaluation, params: GateParams, against: Against) -> Check:
     """The paired difference of `params.metric`, turned so that better is higher.
 
-    - non_inferior: the worse end of its 1 - alpha interval is worse by the margin at most (Piaggio et al.
-      2012, https://doi.org/10.1001/jama.2012.87802);
+    - non_inferior: the challenger is worse by the margin at most, at the worse end of its 1 - alpha
+      interval (Piaggio et al. 2012, https://doi.org/10.1001/jama.2012.87802) and by the score bound
+      `compare.worst`, which also counts the losses that so few samples don't show. Equal outputs differ by
+      exactly nothing, and pass;
     - superior: the worse end is above 0, and the paired randomisation agrees (one-sided alpha / 2: the
       same level), which is exact where few samples differ; of accuracy also McNemar's test;
     - absolute: listed, not judged.
+
+    Where the champion does not know the classes of more than UNKNOWN of the test samples, both fail.
     """
     limit, metric, version = worst_allowed(params), params.metric, against.version
     why_not = _not_compared(evaluation, metric, against)
@@ -59,20 +66,33 @@ def champion(evaluation: Evaluation, params: GateParams, against: Against) -> Ch
     elif version is None:
         return granted("champion", "no champion yet: the other checks decide alone", threshold=limit)
     difference = evaluation.differences[metric]
-    numbers = _numbers(difference, evaluation, metric)
+    numbers = _numbers(difference, evaluation, params)
     shown = (
         f"{metric} {signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}] "
         f"against version {version}"
     )
+    if evaluation.unknown_samples:
+        shown += f", which does not know {_unknown(evaluation)}"
+    if params.mode != "absolute" and not numbers["unknown"] <= UNKNOWN:
+        detail = f"{shown}: were classes renamed? if so, use gate.mode absolute once"
+        return failed("champion", detail, threshold=limit, numbers=numbers)
     if params.mode == "absolute":
         return granted("champion", f"{shown}; not judged in mode absolute", numbers=numbers)
     if params.mode == "superior":
         return _superior(shown, numbers, metric)
     margin, worse_by = plain_limit(params.margin), numbers[VALUE]
+    if not math.isfinite(worse_by):
+        detail = f"{shown}: by how much it may be worse is not known"
+        return failed("champion", detail, threshold=limit, numbers=numbers)
     if worse_by <= params.margin + ROUNDING:
         detail = f"{shown}, may be at most {margin} worse"
         return granted("champion", detail, threshold=limit, numbers=numbers)
     detail = f"{shown}: may be {apart(worse_by, params.margin)} worse, more than the {margin} allowed"
+    if difference.unseen > params.margin:
+        detail += (
+            f"; with so few test samples (of the rarest class) also models that differ on none of them may "
+            f"be {apart(difference.unseen, params.margin)} apart"
+        )
     return failed("champion", detail, threshold=limit, numbers=numbers)
 
 
@@ -88,10 +108,10 @@ def is_superior(numbers: Mapping[str, float]) -> bool:
 def slices(evaluation: Evaluation, params: GateParams, against: Against) -> Check:
     """No slice is worse than under the champion beyond chance: one-sided p-values of the paired
     difference, by Holm's method at the level alpha for all slices together. A slice that must be there
-    and is not, or is too small to judge, fails."""
+    and is not, or is too small to judge, fails; a group counts as one sample."""
     alpha, least = evaluation.alpha, params.min_slice_samples
-    counts = evaluation.slice_samples
-    lacking = _lacking(counts, params.slices, least)
+    counts = {name: evaluation.slice_units.get(name, 0) for name in evaluation.slice_samples}
+    lacking = _lacking(evaluation, counts, params.slices, least)
     judged = sorted(name for name, count in counts.items() if count >= least)
     small = len(counts) - len(judged)
     shown = counted(len(judged), "slice") + (
@@ -113,7 +133,12 @@ def slices(evaluation: Evaluation, params: GateParams, against: Against) -> Chec
 
 
 def robustness(measured: Robustness | None, params: GateParams, against: Against) -> Check:
-    """What disturbed images cost the challenger, beyond what they cost the champion."""
+    """What disturbed images cost the challenger, beyond what they cost the champion on the same samples.
+
+    As of a slice, a limit on harm that is shown beyond chance: it fails if the whole 1 - alpha interval of
+    the paired difference of the two losses is above the limit. Some dozens of disturbed samples can't prove
+    that there is none; such proof is asked of the whole test split alone.
+    """
     limit = params.max_robustness_loss
     if measured is None:
         return granted("robustness", "switched off (evaluation.robustness_samples is 0)", threshold=limit)
@@ -136,10 +161,20 @@ def robustness(measured: Robustness | None, params: GateParams, against: Against
     if params.mode == "absolute":
         detail = f"{said}, the champion {_share(theirs)}; not judged in mode absolute"
         return granted("robustness", detail, threshold=limit, numbers=numbers)
+    more = measured.difference
+    if more is None or not all(map(math.isfinite, (theirs, more.value, more.low, more.high))):
+        detail = f"{said}, the champion {_share(theirs)}: the interval of the difference is not known"
+        return (
+            granted("robustness", f"{detail}; no limit set", numbers=numbers)
+            if limit is None
+            else failed("robustness", detail, threshold=limit, numbers=numbers)
+        )
+    numbers |= {"difference": more.value, "low": more.low, "high": more.high}
     return limited(
         "robustness",
-        f"{said}, the champion {_share(theirs)}: more by",
-        loss - theirs,
+        f"{said}, the champion {_share(theirs)}: {signed(more.value)} [{signed(more.low)}, "
+        f"{signed(more.high)}], at least",
+        more.low,
         limit,
         numbers=numbers,
         said=counted(measured.samples, "sample"),
@@ -150,16 +185,26 @@ def _share(loss: float) -> str:
     return f"{loss:.3f}" if math.isfinite(loss) else "no number"
 
 
-def _numbers(difference: Difference, evaluation: Evaluation, metric: str) -> dict[str, float]:
+def _unknown(evaluation: Evaluation) -> str:
+    classes = evaluation.unknown_classes
+    return (
+        f"{_some(classes)} ({evaluation.unknown_samples:,} of {counted(evaluation.samples, 'test sample')})"
+    )
+
+
+def _numbers(difference: Difference, evaluation: Evaluation, params: GateParams) -> dict[str, float]:
     """All that the verdict stands on; `value` is by how much the challenger may be worse."""
+    metric = params.metric
+    end = difference.high if metric in LOWER_IS_BETTER else -difference.low
     numbers = {
-        VALUE: difference.high if metric in LOWER_IS_BETTER else -difference.low,
+        VALUE: difference.at_worst if params.mode == "non_inferior" else end,
         "difference": difference.value,
         "low": difference.low,
         "high": difference.high,
         "p_better": difference.p_better,
         "p_worse": difference.p_worse,
         "alpha": evaluation.alpha,
+        "unknown": evaluation.unknown_samples / evaluation.samples if evaluation.samples else math.nan,
     }
     if metric in BY_MCNEMAR:
         numbers["p_mcnemar"] = evaluation.mcnemar.p_better if evaluation.mcnemar else math.nan
@@ -212,18 +257,24 @@ def _not_compared(evaluation: Evaluation, metric: str, against: Against) -> str 
     return None
 
 
-def _lacking(counts: Mapping[str, int], wanted: Sequence[str], least: int) -> list[str]:
+def _lacking(
+    evaluation: Evaluation, counts: Mapping[str, int], wanted: Sequence[str], least: int
+) -> list[str]:
     """What is wrong with the slices that must be there: `column=value`, or all values of a column."""
+
+    def size(name: str) -> str:
+        samples = f"{evaluation.slice_samples[name]:,} test samples"
+        grouped = counts[name] != evaluation.slice_samples[name]
+        return f"{samples} in {counted(counts[name], 'group')}" if grouped else samples
+
     problems = []
     for name in wanted:
         exact = name in counts or "=" in name
         members = [name] if exact else [found for found in counts if found.startswith(f"{name}=")]
-        if not members or (exact and not counts.get(name)):
+        if not members or (exact and name not in counts):
             problems.append(f"slice {name} has no test samples")
-        small = [member for member in members if 0 < counts.get(member, 0) < least]
-        problems += [
-            f"slice {one} has {counts[one]} test samples, fewer than {least}" for one in small[:LISTED]
-        ]
+        small = [member for member in members if member in counts and counts[member] < least]
+        problems += [f"slice {one} has {size(one)}, fewer than {least}" for one in small[:LISTED]]
         if len(small) > LISTED:
             problems.append(f"so have {len(small) - LISTED:,} more of {name}")
     return problems

@@ -30,6 +30,7 @@ class Bootstrap:
 
     target: Target
     seed: int
+    outputs: Floats  # [N, C]
     truth: Truth  # [N], of labels [N, C]
     units: Ints  # [N], what is drawn together: 0 to U - 1
     sums: Sums | None  # by unit; none where the outputs can't be judged
@@ -143,7 +144,7 @@ def bootstrap(
     units = _units(groups, len(o))
     valid = len(o) > 0 and bool(sums.sound(o, target).all())
     if not valid:
-        return _undefined(target, seed, y, units, o.shape[1], resamples)
+        return _undefined(target, seed, o, y, units, resamples)
     parts = sums.of(o, y, target, bins).by_unit(units)
     points, class_points = parts.formulas(parts.total()[:, None])
     draws: dict[str, list[Floats]] = {name: [] for name in points}
@@ -157,6 +158,7 @@ def bootstrap(
     return Bootstrap(
         target=target,
         seed=seed,
+        outputs=o,
         truth=y,
         units=units,
         sums=parts,
@@ -259,12 +261,14 @@ def _units(groups: Sequence[Hashable] | None, n: int) -> Ints:
     return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
 
 
-def _undefined(target: Target, seed: int, y: Truth, units: Ints, c: int, resamples: int) -> Bootstrap:
+def _undefined(target: Target, seed: int, o: Floats, y: Truth, units: Ints, resamples: int) -> Bootstrap:
     """NaN for every number."""
+    c = o.shape[1]
     names = () if target == "number" else CLASS_METRICS
     return Bootstrap(
         target=target,
         seed=seed,
+        outputs=o,
         truth=y,
         units=units,
         sums=None,

@@ -20,20 +20,21 @@ def detectable(evaluation: Evaluation, metric: str) -> float:
     difference from a model with unrelated mistakes, √2 of the metric's own: more than needed against
     one that mostly agrees.
 
-    Of metrics that count right answers no test set of n samples shows less than `fewest(alpha) / n`,
-    however little the two models seem to differ on it. NaN where a number is missing.
+    Of metrics that count right answers no test set of n units (samples, or groups of them) shows less
+    than `fewest(alpha) / n`, however little the two models seem to differ on it. NaN where a number is
+    missing.
     """
     error = _standard_error(evaluation.differences, evaluation.standard_errors, metric)
-    if error is None or not evaluation.samples:
+    if error is None or not evaluation.units:
         return math.nan
     found = float(ndtri(1 - evaluation.alpha / 2) + ndtri(POWER)) * error
     if metric in COUNTED:
-        found = max(found, fewest(evaluation.alpha) / evaluation.samples)
+        found = max(found, fewest(evaluation.alpha) / evaluation.units)
     return found
 
 
 def fewest(alpha: float) -> float:
-    """How many samples a worse model must be expected to lose, losing none to the other, so that with 80 %
+    """How many units a worse model must be expected to lose, losing none to the other, so that with 80 %
     probability a sign test sees it: at least ⌈log2(2 / alpha)⌉ of a Poisson count."""
     needed = math.ceil(math.log2(2 / alpha))
     return float(gammaincinv(needed, POWER))  # P(Poisson(x) ≥ k) = P(Gamma(k) ≤ x)

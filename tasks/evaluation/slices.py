@@ -54,6 +54,7 @@ class Slices:
 
     metrics: dict[str, dict[str, Interval]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
 
 
@@ -65,6 +66,7 @@ def measure(test: pd.DataFrame, columns: Sequence[str], outputs: Outputs, params
         challenger, champion = outputs.bootstrapped(params, rows)
         found.metrics[name] = challenger.intervals(params.alpha)
         found.samples[name] = len(rows)
+        found.units[name] = challenger.size
         if champion is not None:
             found.differences[name] = differences(challenger, champion, params.alpha)
     return found

@@ -60,6 +60,27 @@ class Sums:
                 return _number_formulas(sums), {}
             return _class_formulas(sums, self.target, self.classes)
 
+    def at_stake(self) -> dict[str, float]:
+        """Metric that counts right answers -> what it would lose, at most, if one unit were all right and
+        turned all wrong. Of F1 it is that of the recall: what a lost hit costs of either is about alike."""
+        if self.target == "number" or not self.statistics.shape[1]:
+            return {}
+        totals, given = self.total(), self.statistics[: self.classes]  # [K], [C, U]
+        support = totals[: self.classes]
+        present = max(int((support > 0).sum()), 1)
+        share = np.where(support > 0, 1 / np.maximum(support, 1), 0.0) / present  # of a sample of the class
+        of_classes = float(np.max(share @ given))
+        of_labels = float(np.max(given.sum(axis=0))) / max(float(support.sum()), 1.0)
+        of_samples = float(np.max(self.statistics[[-1]].toarray())) / float(totals[-1])
+        found = {
+            "accuracy": of_samples,
+            "subset_accuracy": of_samples,
+            "balanced_accuracy": of_classes,
+            "macro_f1": of_classes,
+            "micro_f1": of_labels,
+        }
+        return {name: found[name] for name in METRICS[self.target] if name in found}
+
     def weights(self, one: Floats, other: Floats) -> dict[str, Floats]:
         """Metric -> w [K] for two models with the sums `one` and `other` [K] on the same samples, so that
         w · (one - other) is the difference of the metric, and w · (their columns of a unit) what that

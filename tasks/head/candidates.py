@@ -40,7 +40,9 @@ class Candidates:
 
     kind: Kind
     strengths: tuple[float, ...]  # empty: there is one candidate, and no strength
-    outputs: Matrix  # [S, N, K], adjusted logits, or numbers, of fits that did not see the sample
+    # [N, K], adjusted logits, or numbers, of the choice's fits that did not see the sample; computed when
+    # asked for: those of all strengths at once would be S times as large as what is needed.
+    outputs: Callable[[], Matrix]
     losses: Matrix  # [S, F], of each fold
     chosen: int
     refit: Callable[[], Model]  # on all samples
@@ -73,17 +75,24 @@ class Problem:
         little data that favours stronger regularisation (surface inspection, blocks.0 to 4: cross-
         validated log loss .294 at C = .032, where the plain loss takes C = .056 and ends at .299).
         """
-        strengths, logits, start = self._held_out(kind, folds)
-        logits = self.balance.adjusted(logits, kind)
         y, weight = self.samples.y, self.balance.judging
-        of_folds = [
-            fold_losses(losses(cross_calibrated(each, y, folds, weight), y), folds, weight) for each in logits
-        ]
+        of_folds: list[Matrix] = []
+
+        def judge(logits: Matrix) -> None:  # [N, K]
+            calibrated = cross_calibrated(self.balance.adjusted(logits, kind), y, folds, weight)
+            of_folds.append(fold_losses(losses(calibrated, y), folds, weight))
+
+        strengths, logits_at, start = self._held_out(kind, folds, judge)
         chosen = one_standard_error(np.stack(of_folds))
         strength = strengths[chosen] if strengths else None
         begin = start.average(chosen) if start else None
         return Candidates(
-            kind, strengths, logits, np.stack(of_folds), chosen, lambda: self.fit(kind, strength, begin)
+            kind,
+            strengths,
+            lambda: self.balance.adjusted(logits_at(chosen), kind),
+            np.stack(of_folds),
+            chosen,
+            lambda: self.fit(kind, strength, begin),
         )
 
     def ridge(self) -> Candidates:
@@ -95,7 +104,12 @@ class Problem:
         errors = (without - y) ** 2
         chosen = one_standard_error(errors)
         return Candidates(
-            "ridge", strengths, without[..., None], errors, chosen, lambda: path.fit(strengths[chosen])
+            "ridge",
+            strengths,
+            lambda: without[chosen][:, None],
+            errors,
+            chosen,
+            lambda: path.fit(strengths[chosen]),
         )
 
     def fit(self, kind: Kind, strength: float | None, start: Solutions | None = None) -> Model:
@@ -125,13 +139,14 @@ class Problem:
         return self._path(kind, [value], Subset(x, np.arange(len(x))))[0]
 
     def _held_out(
-        self, kind: Kind, folds: NDArray[np.int64]
-    ) -> tuple[tuple[float, ...], Matrix, Solutions | None]:
-        """The candidates' strengths, their logits [S, N, K], and the solver's fits if it made them."""
+        self, kind: Kind, folds: NDArray[np.int64], judge: Callable[[Matrix], None]
+    ) -> tuple[tuple[float, ...], Callable[[int], Matrix], Solutions | None]:
+        """The candidates' strengths, what gives the logits [N, K] of one, and the solver's fits if it
+        made them; `judge` is given the logits of each, one after the other."""
         x = self.samples.x
         if kind in LINKS:
             strengths = tuple(sorted(self.params.strengths))
-            logits, found = logistic.held_out(
+            logits_at, found = logistic.held_out(
                 x,
                 self.samples.y,
                 folds,
@@ -141,8 +156,9 @@ class Problem:
                 weight=self.balance.fitting,
                 params=self.params,
                 memory_bytes=self.samples.memory_bytes,
+                judge=judge,
             )
-            return strengths[: len(logits)], logits, found
+            return strengths[: found.weight.shape[1]], logits_at, found
         # Many neighbours and few epochs are the simple end.
         choices: dict[Kind, tuple[float, ...]] = {
             "knn": tuple(sorted(self.params.neighbours, reverse=True)),
@@ -157,8 +173,11 @@ class Problem:
             if isinstance(path[0], Neighbours):  # one search serves every k
                 logits[:, rows] = path[0].logits_at(held_out, [int(k) for k in strengths])
             else:
-                logits[:, rows] = [model.logits(held_out) for model in path]
-        return strengths, logits, None
+                for at, model in enumerate(path):
+                    logits[at, rows] = model.logits(held_out)
+        for each in logits:
+            judge(each)
+        return strengths, lambda at: logits[at], None
 
     def _path(self, kind: Kind, strengths: Sequence[float], rest: Subset) -> list[Model]:
         """The models of some rows at each candidate; of knn one, of the most neighbours."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import DataError
 from tasks.head.linear import Matrix
 from tasks.records import Block, Score
 
@@ -24,7 +25,11 @@ def one_standard_error(losses: Matrix) -> int:
 
     Args:
         losses: [S, F], of S candidates, simplest first, on F folds.
+
+    Raises:
+        DataError: a loss is no number.
     """
+    _check("candidate", losses)
     return _first_within([score(each) for each in losses])
 
 
@@ -57,6 +62,9 @@ def choose_blocks(
     Returns:
         The chosen blocks' places, ascending, and the score of every choice that was tried, by the
         names of its blocks.
+
+    Raises:
+        DataError: a loss is no number.
     """
     names = _names(blocks)
     tried: dict[str, Score] = {}
@@ -67,7 +75,9 @@ def choose_blocks(
         for place in sorted(set(range(len(blocks))) - set(before)):
             some = tuple(sorted((*before, place)))
             found[some] = losses_of(some)
-            tried[" + ".join(names[each] for each in some)] = score(found[some])
+            together = " + ".join(names[each] for each in some)
+            _check(together, found[some][None])
+            tried[together] = score(found[some])
         best = min(found, key=lambda some: float(found[some].mean()))
         if steps and found[best].mean() >= steps[-1][1].mean():
             break
@@ -75,6 +85,18 @@ def choose_blocks(
     worse = [score(losses - steps[-1][1]) for _, losses in steps]
     enough = next(at for at, of in enumerate(worse) if of.value <= of.standard_error)
     return steps[enough][0], tried
+
+
+def _check(what: str, losses: Matrix) -> None:
+    """Whether all losses [S, F] are numbers: nothing is least among others."""
+    for at, each in enumerate(losses):
+        if not np.isfinite(each).all():
+            which = what if len(losses) == 1 else f"{what} {at + 1} of {len(losses)}"
+            shown = ", ".join(f"{loss:.3g}" for loss in each)
+            raise DataError(
+                f"{which}: the cross-validated losses of the folds are not all numbers ({shown}); "
+                "look for embeddings or labels that are not finite or very large"
+            )
 
 
 def _first_within(scores: Sequence[Score]) -> int:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.data import units
 from tasks.embedding.gather import open_caches, parts
+from tasks.embedding.source import file_digest
 from tasks.errors import DataError
 from tasks.head.choose import choose_blocks
 from tasks.head.conformal import confidence, conformal
@@ -47,7 +49,7 @@ def run(
         embeddings, inputs = _chosen(manifest, embeddings, params, memory_bytes)
     samples = _training_samples(manifest, embeddings, memory_bytes)
     trained = train(samples, target=manifest.target, classes=manifest.classes, params=params)
-    head = _with_thresholds(trained.fitted, manifest, embeddings, params)
+    head = _with_thresholds(trained.fitted, manifest, embeddings, params, memory_bytes)
     head.save(out)
     _write_held_out(out / HELD_OUT, manifest, trained.held_out)
     return _record(out, embeddings, trained, head, inputs)
@@ -108,9 +110,7 @@ def _gathered(embeddings: Embeddings, digests: Sequence[str], memory_bytes: int)
 
 def _training_samples(manifest: Manifest, embeddings: Embeddings, memory_bytes: int) -> Samples:
     x, y = split_data(manifest, embeddings, "train", memory_bytes=memory_bytes)
-    table = pq.read_table(manifest.file, columns=["digest", "group"], filters=[("split", "=", "train")])
-    pairs = zip(table["group"].to_pylist(), table["digest"].to_pylist(), strict=True)
-    groups = [group or digest for group, digest in pairs]
+    groups = units.of_split(manifest, "train")
     # A group, or copies of one image, in two folds would let the head see what it is judged on.
     apart = len(set(groups)) == len(groups)
     return Samples(x, y, parts(embeddings), None if apart else groups, memory_bytes)
@@ -132,12 +132,12 @@ def _chosen(
 
 
 def _with_thresholds(
-    head: FittedHead, manifest: Manifest, embeddings: Embeddings, params: HeadParams
+    head: FittedHead, manifest: Manifest, embeddings: Embeddings, params: HeadParams, memory_bytes: int
 ) -> FittedHead:
     """Of classes alone; the validation split was in no fit, no choice and no calibration."""
     if head.target != "class":
         return head
-    x, y = split_data(manifest, embeddings, "validation")
+    x, y = split_data(manifest, embeddings, "validation", memory_bytes=memory_bytes)
     outputs = head.outputs(x)
     return head.with_thresholds(
         confidence(outputs, y, params.precision), conformal(outputs, y, params.coverage)
@@ -156,9 +156,8 @@ def _write_held_out(file: Path, manifest: Manifest, outputs: Matrix) -> None:
 def _record(
     out: Path, embeddings: Embeddings, trained: Trained, head: FittedHead, inputs: dict[str, Score]
 ) -> Head:
-    content = [(out / name).read_bytes().hex() for name in (*FILES, HELD_OUT)]
     return Head(
-        digest=digest_of(*content),
+        digest=digest_of(*(file_digest(out / name) for name in (*FILES, HELD_OUT))),
         folder=str(out),
         target=head.target,
         kind=trained.kind,

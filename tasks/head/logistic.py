@@ -22,10 +22,14 @@ def held_out(
     weight: Matrix | None,
     params: HeadParams,
     memory_bytes: int,
-) -> tuple[Matrix, Solutions]:
-    """The logits [S, N, K] of each sample by the fits without its fold, at each strength from the
-    least on; and the fits. Once the loss has risen twice in a row, weaker regularisation is not tried: it
-    overfits more, and its fits take longest.
+    judge: Callable[[Matrix], None] = lambda _: None,
+) -> tuple[Callable[[int], Matrix], Solutions]:
+    """What gives the logits [N, K] of each sample by the fits without its fold, at one of the S
+    strengths from the least on; and the fits. The logits of all strengths at once (a million samples
+    of a thousand classes: 8 GB each) are never held: `judge` is given them one after the other, and to
+    compute them again takes one pass over x, of which the fits took hundreds. Once the loss has
+    risen twice in a row, weaker regularisation is not tried: it overfits more, and its fits take
+    longest.
 
     Args:
         x: [N, D].
@@ -34,27 +38,28 @@ def held_out(
         outputs: K.
         weight: [N], of the samples in the loss; none: all the same.
         memory_bytes: larger x is read in blocks.
+        judge: looks at the logits [N, K] of each strength.
     """
-    logits: list[Matrix] = []
     loss: list[float] = []
 
-    def overfits(found: Solutions) -> bool:
-        """Judges the last strength of `found`."""
-        last = found.at(-1)
-        logits.append(np.empty((len(x), outputs)))
+    def logits_of(one: Solutions) -> Matrix:
+        logits = np.empty((len(x), outputs))
         for fold in range(params.folds):
             rows = np.flatnonzero(folds == fold)
             for some in chunks(len(rows)):
-                logits[-1][rows[some]] = last.logits(x[rows[some]], fold)[:, 0]
-        of_samples = losses(logits[-1], y)
-        loss.append(float(np.average(of_samples, weights=weight)))
+                logits[rows[some]] = one.logits(x[rows[some]], fold)[:, 0]
+        return logits
+
+    def overfits(found: Solutions) -> bool:
+        """Judges the last strength of `found`."""
+        logits = logits_of(found.at(-1))
+        judge(logits)
+        loss.append(float(np.average(losses(logits, y), weights=weight)))
         return len(loss) > 2 and loss[-3] < loss[-2] < loss[-1]
 
     strengths, rows = sorted(params.strengths), folds != np.arange(params.folds)[:, None]
-    found = _solve(
-        x, y, strengths, rows, outputs, link, parts, weight, params, memory_bytes, enough=overfits
-    )
-    return np.stack(logits), found
+    found = _solve(x, y, strengths, rows, outputs, link, parts, weight, params, memory_bytes, enough=overfits)
+    return lambda at: logits_of(found.at(at)), found
 
 
 def fit(

@@ -143,7 +143,6 @@ def solve(
         if start is not None:
             first = _converted(start, standard.mean, standard.scale).to(dtype)
 
-
         def solutions(minima: list[list[Minimum]]) -> Solutions:
             theta = np.stack([np.stack([at.theta.cpu().numpy() for at in lane]) for lane in minima])
             return Solutions(

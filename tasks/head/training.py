@@ -52,7 +52,7 @@ def train(samples: Samples, *, target: Target, classes: Sequence[str], params: H
     kinds = CHEAPEST if params.kind == "auto" else (params.kind,)
     tried = _tried(problem, target, kinds)
     best = tried[one_standard_error(np.stack([each.losses[each.chosen] for each in tried]))]
-    outputs = best.outputs[best.chosen]  # [N, K]
+    outputs = best.outputs()  # [N, K]
     if target == "number":
         chosen = not_calibrated(1)
     else:
@@ -87,16 +87,20 @@ def train_at(
     kind: Kind,
     strength: float | None,
     params: HeadParams,
+    calibration: Calibration | None = None,
 ) -> FittedHead:
-    """The head of one kind and strength (as `Trained` has them), fitted once on all samples and not
-    calibrated."""
+    """The head of one kind and strength (as `Trained` has them), fitted once on all samples.
+
+    Args:
+        calibration: another such head's, as its `FittedHead` has it; none: not calibrated.
+    """
     problem = _problem(samples, target, classes, params)
     return FittedHead(
         target=target,
         kind=kind,
         classes=tuple(classes),
         model=problem.fit(kind, strength),
-        calibration=problem.balance.before(Calibration.none(problem.outputs), kind),
+        calibration=calibration or problem.balance.before(Calibration.none(problem.outputs), kind),
     )
 
 

@@ -12,11 +12,12 @@ from tasks.params.data import BUILTIN, DataParams
 from tasks.params.embedding import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.params.evaluation import AuditParams, EvaluationParams, Floor, GateParams
 from tasks.params.head import HeadParams
-from tasks.params.metrics import KINDS, LOWER_IS_BETTER, METRICS, Metric
+from tasks.params.metrics import IN_LABEL_UNITS, KINDS, LOWER_IS_BETTER, METRICS, Metric
 from tasks.params.section import Fraction, Section
 
 __all__ = [
     "BUILTIN",
+    "IN_LABEL_UNITS",
     "KINDS",
     "LOWER_IS_BETTER",
     "METRICS",
@@ -65,6 +66,13 @@ class Params(Section):
                 raise ValueError(
                     f"{where} {metric} is not for data.target {target}; use {', '.join(METRICS[target])}"
                 )
+        if self.gate.metric in IN_LABEL_UNITS:
+            needed = ["margin"] if self.gate.mode == "non_inferior" else []
+            if self.evaluation.robustness_samples and self.gate.mode != "absolute":
+                needed.append("max_robustness_loss")
+            for name in needed:
+                if name not in self.gate.model_fields_set:
+                    raise ValueError(f"gate.{name} must be given for {self.gate.metric}, in the label's unit")
         blocks = sum(len(one.layers) * len(one.views) for one in (self.embedding, *self.embedding.others))
         if self.head.inputs == "chosen" and blocks == 1:
             raise ValueError(

@@ -66,9 +66,7 @@ class Floor(Section):
     """An absolute requirement on one metric."""
 
     metric: Metric = Field(description="Metric on the test split.")
-    limit: float = Field(
-        description="Least value (greatest for log_loss, brier, ece, mae, rmse).", allow_inf_nan=False
-    )
+    limit: float = Field(description="Least value (greatest for log_loss, brier, ece, mae, rmse).")
 
 
 class GateParams(Section):
@@ -87,17 +85,19 @@ class GateParams(Section):
     margin: float = Field(
         0.02,
         ge=0,
-        description="The challenger may be worse than the champion by at most this much, at the worse end of the interval of the paired difference.",
+        description="The challenger may be worse than the champion by at most this much, at the worse end of the interval of the paired difference. For mae and rmse in the label's unit, to be given.",
     )
     min_test_samples: int = Field(
-        50, ge=1, description="Fewer test samples than this decide nothing: the gate fails."
+        50, ge=1, description="Fewer test samples (groups count once) decide nothing: the gate fails."
     )
     slices: tuple[str, ...] = Field(
         (),
         description="Slices (column or column=value) that must be in the test split. Every slice of the data is compared, named or not.",
     )
     min_slice_samples: int = Field(
-        30, ge=2, description="Smaller slices are shown, not judged; a slice named in slices fails the gate."
+        30,
+        ge=2,
+        description="Slices with fewer samples (groups count once) are shown, not judged; one that is named in slices fails the gate.",
     )
     max_miscalibration: float | None = Field(
         0.1,
@@ -116,7 +116,7 @@ class GateParams(Section):
     max_robustness_loss: float | None = Field(
         0.05,
         ge=0,
-        description="Disturbed images may cost the challenger this much more of the metric than the champion, in the mean; empty: no limit.",
+        description="Disturbed images may cost the challenger this much more of the metric than the champion, in the mean; more beyond chance fails. For mae and rmse in the label's unit, to be given; empty: no limit.",
     )
     max_leakage: float | None = Field(
         0.02,

@@ -20,6 +20,10 @@ Metric = Literal[
 LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
 
 
+# In the unit of the labels: no default limit fits them.
+IN_LABEL_UNITS: frozenset[str] = frozenset({"mae", "rmse"})
+
+
 KINDS: dict[Target, tuple[str, ...]] = {  # of heads
     "class": ("logistic", "prototype", "knn", "mlp", "auto"),
     "labels": ("multilabel",),

@@ -8,4 +8,5 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # No infinities: "no limit" is an empty field, and digests are of JSON, which has neither them nor NaN.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -23,6 +23,8 @@ class Findings(StageRecord):
     near_duplicates: int  # pairs
     leaked: int  # test samples with a near-duplicate in train
     leakage: float  # their share
+    unchecked: int  # test samples without detail to compare: any of them may be leaked too
+    truncated: bool  # so many pairs look alike that some across train and test were left out: so may more
     group_leaks: tuple[str, ...]  # groups with samples in several splits
     label_errors: int  # flagged samples
     label_error_rate: float | None  # estimated share of wrong labels; none: not estimated for this target

@@ -1,6 +1,8 @@
 """Records of the evaluation stage: what the gate judges by."""
 
-from pydantic import BaseModel, ConfigDict
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.records.audit import Findings
 from tasks.records.record import Interval, Number, StageRecord, Target
@@ -19,6 +21,10 @@ class Difference(BaseModel):
     standard_error: Number
     p_better: Number  # one-sided, of: the challenger is not better
     p_worse: Number  # one-sided, of: the challenger is not worse
+    # By how much the challenger may be worse (see `compare.worst`), and what of it would stay if the two
+    # differed on no sample. Without these numbers there is no proof: the gate fails.
+    at_worst: Number = math.nan
+    unseen: Number = math.nan
 
 
 class McNemar(BaseModel):
@@ -49,6 +55,7 @@ class Evaluation(StageRecord):
 
     target: Target = "class"
     samples: int  # of the test split
+    units: int = 0  # groups, and samples without one, that it is made of; 0: not known, the gate fails
     alpha: float  # intervals cover 1 - alpha
     metrics: dict[str, Interval]
     standard_errors: dict[str, Number]  # metric -> bootstrap standard error
@@ -56,9 +63,13 @@ class Evaluation(StageRecord):
     per_class: dict[str, dict[str, Interval]]  # label -> metric -> interval
     per_slice: dict[str, dict[str, Interval]]  # `column=value` -> metric -> interval
     slice_samples: dict[str, int]
+    slice_units: dict[str, int] = Field(default_factory=dict)
     selective: Selective | None
     champion_version: str | None
     champion_metrics: dict[str, Interval] | None
+    # Classes or labels of test samples that the champion does not know, and how many samples have one.
+    unknown_classes: tuple[str, ...] = ()
+    unknown_samples: int = 0
     differences: dict[str, Difference]  # metric -> challenger minus champion
     mcnemar: McNemar | None
     slice_differences: dict[str, dict[str, Difference]]  # `column=value` -> metric -> difference
@@ -75,6 +86,8 @@ class Robustness(StageRecord):
     champion_clean: Number | None
     champion_disturbed: dict[str, tuple[Number, ...]] | None
     champion_loss: Number | None
+    # Loss minus the champion's, on the same samples; none: not compared.
+    difference: Interval | None = None
 
 
 class CurvePoint(BaseModel):

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 
+from tasks.evaluation.markdown import escape
 from tasks.params import Params
 from tasks.records import (
     Audit,
@@ -84,7 +85,8 @@ def tags(run: AdaptRun) -> dict[str, str]:
     }
     verdict = "passed" if run.decision.passed else "rejected"
     reasons = "\n".join(
-        f"- {'passed' if r.passed else '**failed**'}: {r.check}: {r.detail}" for r in run.decision.reasons
+        f"- {'passed' if r.passed else '**failed**'}: {escape(f'{r.check}: {r.detail}')}"
+        for r in run.decision.reasons
     )
     return {
         RUN_KEY: run.run_key,
@@ -100,7 +102,8 @@ def tags(run: AdaptRun) -> dict[str, str]:
         DECISION: run.decision.digest,
         DECISION_FILE: hashlib.sha256(decision_file(run.decision)).hexdigest(),
         PASSED: str(run.decision.passed).lower(),
-        CHAMPION_VERSION: run.decision.champion_version or "",
+        # Whom it was compared with: where that failed, the next run is to try again.
+        CHAMPION_VERSION: run.evidence.evaluation.champion_version or "",
         "mlflow.note.content": f"The gate {verdict} this model.\n\n{reasons}",
         **{key: value for key, value in optional.items() if value is not None},
     }

@@ -215,7 +215,7 @@ def _describe(folder: Path) -> tuple[bytes, _Description]:
     if version != FORMAT:
         raise RegistryError(
             f"{file}: has format {version!r}, this Regraft reads format {FORMAT};"
-            " use the Regraft that wrote it, or adapt anew"
+            " use the Regraft that wrote it, or adapt anew (with gate.mode absolute if it is the champion)"
         )
     try:
         return content, _Description.model_validate(values)

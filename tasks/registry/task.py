@@ -20,7 +20,7 @@ from tasks.records import (
 )
 from tasks.registry.adapt_run import AdaptRun
 from tasks.settings import Settings
-from tasks.stage import build_once
+from tasks.stage import build_anew, build_once
 from tasks.task import options, stage_folder
 
 
@@ -30,6 +30,14 @@ def find_finished(name: str, run_key: str) -> dict[str, Any] | None:
     from tasks.registry.versions import finished
 
     return finished(run_key, name, Settings())
+
+
+def current_champion(name: str) -> str | None:
+    """The champion's version, where its package can't be had."""
+    from tasks.registry.tracking import connect
+    from tasks.registry.versions import champion_version
+
+    return champion_version(connect(Settings()), name)
 
 
 @task(name="load champion", **options())
@@ -82,7 +90,8 @@ def try_package(
         )
 
     folder = stage_folder("trial", made, manifest, embeddings, head, champion, params)
-    return build_once(folder, Trial, build)
+    # Measured anew by each run that comes so far: a busy moment is not to decide for ever.
+    return build_anew(folder, Trial, build)
 
 
 @task(name="register", **options())

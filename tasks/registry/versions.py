@@ -154,9 +154,16 @@ def finished(run_key: str, name: str, settings: Settings) -> dict[str, Any] | No
     with tempfile.TemporaryDirectory() as folder:
         file = client.download_artifacts(run.info.run_id, RESULT, folder)
         result: dict[str, Any] = json.loads(Path(file).read_text())
+    if _failed(result, "latency"):  # the machine may have been busy
+        return None
     if version := result["registration"]["version"]:  # aliases may have moved since
         result["registration"]["version"] = registered(client, name, version["version"]).model_dump()
     return result
+
+
+def _failed(result: dict[str, Any], check: str) -> bool:
+    reasons = result.get("gate", {}).get("reasons", [])
+    return any(reason["check"] == check and not reason["passed"] for reason in reasons)
 
 
 def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion:
@@ -253,14 +260,19 @@ def origin_of(model_uri: str, settings: Settings) -> Origin:
     if digest is None or not version.run_id:
         raise RegistryError(f"{model_uri}: was not registered by Regraft, so its data is not known")
     folder = settings.root / "models" / name / f"{number}-data"
-    with lock(settings, f"package-{name}"), _into(folder) as made:
-        location = client.get_run(version.run_id).info.artifact_uri
-        _download(settings, f"{location}/data", made)
-        params = client.download_artifacts(version.run_id, PARAMS, str(made))
-    text = (folder / "data.dvc").read_text(encoding="utf-8")
+    try:
+        with lock(settings, f"package-{name}"), _into(folder) as made:
+            location = client.get_run(version.run_id).info.artifact_uri
+            _download(settings, f"{location}/data", made)
+            client.download_artifacts(version.run_id, PARAMS, str(made))
+        text = (folder / "data.dvc").read_text(encoding="utf-8")
+        params = (folder / PARAMS).read_text(encoding="utf-8")
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RegistryError(f"{model_uri}: its run does not hold its data any more ({reason})") from None
     if digest not in text:
         raise RegistryError(f"{model_uri}: its data.dvc does not name the data version {digest}")
-    return Origin(text, folder / "manifest.parquet", (folder / Path(params).name).read_text(encoding="utf-8"))
+    return Origin(text, folder / "manifest.parquet", params)
 
 
 def _manifest(model_uri: str, settings: Settings) -> str | None:

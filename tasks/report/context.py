@@ -215,7 +215,7 @@ def audit(found: Findings | None) -> Section:
 
 
 def _estimated(rate: float | None) -> str:
-    return "" if rate is None else f"about {percent(rate)} of all labels are wrong"
+    return "" if rate is None else f"{percent(rate)} of all samples"
 
 
 def _shifts(found: Findings) -> Table:
@@ -259,7 +259,7 @@ def data(manifest: Manifest) -> Section:
     quarantined = plural(manifest.quarantined, "file")
     lead = (
         f"{plural(manifest.samples, 'image')}; {quarantined} could not be used. The head is fitted on"
-        " training, calibrated on validation, and judged on test."
+        " training and calibrated on what its folds held out; validation sets its thresholds, test judges it."
     )
     return Section("data", "The data", lead, parts)
 

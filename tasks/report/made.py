@@ -19,7 +19,7 @@ TERMS = (
     ("Backbone", "A network that was trained on millions of other images and is not changed here."),
     ("Embedding", "What the backbone makes of an image: a list of numbers in which alike images are alike."),
     ("Head", "The small model on the embeddings; the only part that is fitted to this data."),
-    ("Training, validation, test", "What the head learns from, what calibrates it, what judges it."),
+    ("Training, validation, test", "What the head learns from, what sets its thresholds, what judges it."),
     ("Champion, challenger", "The model that serves today, and the one that is judged here."),
     ("Interval", "The range in which the true value lies, as far as this many images can tell."),
     ("Gate", "The checks that a model has to pass before it is registered."),
@@ -51,7 +51,7 @@ def head(found: Head) -> Section:
         (Cell("Blocks of the embedding"), Cell(f"{len(found.blocks):,}")),
     ]
     if found.strength is not None:
-        name = "Neighbours" if found.kind == "knn" else "Strength (C)"
+        name = {"knn": "Neighbours", "mlp": "Epochs"}.get(found.kind, "Strength (C)")
         note = "" if found.kind == "knn" else "smaller: simpler"
         rows.append((Cell(name, note=note), Cell(f"{found.strength:g}")))
     parts: list[Part] = [Table((), rows, numeric=9)]

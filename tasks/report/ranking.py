@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from tasks import progress
+from tasks.data import units
 from tasks.embedding.gather import parts
 from tasks.evaluation.markdown import escape
 from tasks.evaluation.metrics import measure
-from tasks.head.fit import split_data
+from tasks.head.fit import MEMORY_BYTES, split_data
 from tasks.head.logme import logme
 from tasks.head.training import Samples, train
 from tasks.params import BackboneParams, EmbeddingParams, HeadParams
@@ -109,13 +109,22 @@ def candidates(embedder: Embedder, embeddings: Embeddings) -> list[Candidate]:
     return found
 
 
-def run(out: Path, manifest: Manifest, found: Candidates, params: HeadParams, metric: str) -> Ranking:
+def run(
+    out: Path,
+    manifest: Manifest,
+    found: Candidates,
+    params: HeadParams,
+    metric: str,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Ranking:
     """Ranks by the loss of a cross-validated head, LogME beside it. Only the training split is used: a
     choice by the test split would make its numbers too good.
 
     Args:
         params: of the head. Kinds auto and mlp take long and rank alike: a linear head stands for them.
         metric: that is shown beside the loss.
+        memory_bytes: larger matrices of embeddings are kept in a file.
 
     Raises:
         DataError: there are fewer groups than folds.
@@ -123,14 +132,13 @@ def run(out: Path, manifest: Manifest, found: Candidates, params: HeadParams, me
     """
     kind = "logistic" if params.kind in ("auto", "mlp") else params.kind
     params = params.model_copy(update={"kind": kind, "tolerance": max(params.tolerance, TOLERANCE)})
-    table = pq.read_table(manifest.file, columns=["digest", "group"], filters=[("split", "=", "train")])
-    pairs = zip(table["group"].to_pylist(), table["digest"].to_pylist(), strict=True)
-    groups = [group or digest for group, digest in pairs]
+    groups = units.of_split(manifest, "train")
+    apart = len(set(groups)) == len(groups)
     ranked = []
     for at, one in enumerate(found.ready):
         progress.report("rank", at, len(found.ready))
-        x, y = split_data(manifest, one.embeddings, "train")  # [N, D]
-        samples = Samples(x, y, parts(one.embeddings), groups if len(set(groups)) < len(groups) else None)
+        x, y = split_data(manifest, one.embeddings, "train", memory_bytes=memory_bytes)  # [N, D]
+        samples = Samples(x, y, parts(one.embeddings), None if apart else groups, memory_bytes)
         trained = train(samples, target=manifest.target, classes=manifest.classes, params=params)
         measured = measure(trained.held_out, y, target=manifest.target)
         ranked.append(

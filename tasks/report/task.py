@@ -1,5 +1,6 @@
 """The report and the ranking of backbones as Prefect tasks."""
 
+import json
 from typing import TYPE_CHECKING
 
 from prefect import task
@@ -28,7 +29,9 @@ def write_report(
     from tasks.report import page
 
     return build_once(
-        stage_folder("report", name, decision, evidence.baselines, embeddings),
+        stage_folder(
+            "report", name, decision, evidence.baselines, head, manifest, embeddings, json.dumps(lineage)
+        ),
         Report,
         lambda out: page.run(
             out,

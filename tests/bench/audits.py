@@ -1,7 +1,7 @@
 """What the audits find of what was done to the data on purpose: flipped labels of digits and of the
 built-in images, and near-duplicates planted among the built-in images; and how quickly they search."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +40,20 @@ def run() -> Iterator[Row]:
     digits = load_digits()
     yield from _flips("digits", digits.data.astype(np.float32), digits.target.astype(np.int64), "")
     with samples.scratch() as folder:
-        planted = _plant(folder / "data")
+        planted = _plant(folder / "data", samples.packaged())
         some = engine.digested(sorted((folder / "data").rglob("*.jpg")))
         embeddings = _embedded(some, folder)
-        yield from _near_duplicates(some, planted, embeddings, folder)
+        yield from _near_duplicates(some, planted, embeddings, folder, "")
         original = [sample for sample in some if sample.file.parent.name != "planted"]
         names = sorted({sample.file.parent.name for sample in original})
         labels = np.array([names.index(sample.file.parent.name) for sample in original], dtype=np.int64)
         x = gather(embeddings, [sample.digest for sample in original])
         yield from _flips("built-in images", x, labels, HARD)
+    with samples.scratch() as folder:
+        fine = _textures(folder / "textures")
+        planted = _plant(folder / "data", fine)
+        some = engine.digested(sorted((folder / "data").rglob("*.*g")))
+        yield from _near_duplicates(some, planted, _embedded(some, folder), folder, ", fine textures")
     yield _search()
 
 
@@ -74,9 +79,19 @@ def _held_out(x: NDArray[np.float32], labels: Ints, classes: tuple[str, ...]) ->
     return trained.held_out
 
 
-def _plant(data: Path) -> set[frozenset[str]]:
-    """Copies the built-in images and adds three of each of some; the pairs of paths that are alike."""
-    every = samples.packaged()
+def _textures(folder: Path) -> list[Path]:
+    """Images of noise of one pixel, which averages out in thumbnails."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    files = [folder / f"{number:04d}.png" for number in range(PLANTED)]
+    for file in files:
+        noise = np.clip(rng.normal(128, 25, (256, 256)), 0, 255).astype(np.uint8)
+        Image.fromarray(noise).convert("RGB").save(file)
+    return files
+
+
+def _plant(data: Path, every: Sequence[Path]) -> set[frozenset[str]]:
+    """Copies the images and adds three of each of some; the pairs of paths that are alike."""
     for file in every:
         (data / file.parent.name).mkdir(parents=True, exist_ok=True)
         (data / file.parent.name / file.name).write_bytes(file.read_bytes())
@@ -103,23 +118,27 @@ def _embedded(some: list[Sample], folder: Path) -> Embeddings:
 
 
 def _near_duplicates(
-    some: list[Sample], planted: set[frozenset[str]], embeddings: Embeddings, folder: Path
+    some: list[Sample], planted: set[frozenset[str]], embeddings: Embeddings, folder: Path, of: str
 ) -> Iterator[Row]:
     rows = _rows(some, folder / "data")
     params = AuditParams()
     paths = rows.text("path")
     files = {digest: paths[row] for digest, row in zip(rows.contents, rows.first_row, strict=True)}
-    made = thumbnails(folder / "data", files, folder / "thumbnails")
-    found = find(rows, Vectors(embeddings), made, params)
+
+    def look(digests: Sequence[str], share: float, height: float) -> NDArray[np.uint8]:
+        some = {digest: files[digest] for digest in digests}
+        return thumbnails(folder / "data", some, folder / "thumbnails", share, height)
+
+    found = find(rows, Vectors(embeddings), look, params)
     told = _pairs(rows, found)
     for how in ("encoded", "resized", "mirrored"):
         of_kind = {pair for pair in planted if _is_copy(pair, how)}
         share = len(of_kind & told) / len(of_kind)
-        note = f"{PLANTED} planted among {len(some):,} images"
-        yield _share(f"near-duplicates found, {how}", share, FOUND, note, "")
+        note = f"{len(of_kind)} planted among {len(some):,} images"
+        yield _share(f"near-duplicates found, {how}{of}", share, FOUND, note, "")
     share = len(planted & told) / len(told)
     note = f"{len(told - planted)} of {len(told):,} pairs are false"
-    yield _share("near-duplicates that are real", share, None, note, "")
+    yield _share(f"near-duplicates that are real{of}", share, None, note, "")
 
 
 def _rows(some: list[Sample], data: Path) -> Rows:

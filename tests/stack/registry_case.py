@@ -116,6 +116,7 @@ def evidence(root: Path, champion_version: str | None = None) -> Evidence:
         digest="ev",
         folder=str(root / "evaluation"),
         samples=60,
+        units=60,
         alpha=0.05,
         metrics={"accuracy": Interval(value=0.9, low=0.8, high=0.95)},
         standard_errors={"accuracy": 0.04},
@@ -135,6 +136,8 @@ def evidence(root: Path, champion_version: str | None = None) -> Evidence:
                 standard_error=0.03,
                 p_better=0.05,
                 p_worse=0.95,
+                at_worst=0.01,
+                unseen=0.01,
             )
         },
         mcnemar=None,

@@ -21,6 +21,7 @@ from tasks.records import Target
 from tasks.settings import ROOT
 
 FILE = ROOT / "params.yaml"
+NUMBERS = "data: {target: number}\nhead: {kind: ridge}\n"
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -157,8 +158,16 @@ def test_load__out_of_bounds_is_refused_by_name(
         ("head: {inputs: chosen}", "head.inputs chosen has no effect on one block; name more layers"),
         (
             "data: {target: number}\nhead: {kind: ridge, imbalance: balanced}\n"
-            "gate: {metric: mae, floors: [{metric: r2, limit: 0.5}]}",
+            "gate: {metric: r2, floors: [{metric: r2, limit: 0.5}]}",
             "head.imbalance has no effect on data.target number",
+        ),
+        (
+            NUMBERS + "gate: {metric: mae, max_robustness_loss: 2, floors: [{metric: r2, limit: 0.5}]}",
+            "gate.margin must be given for mae, in the label's unit",
+        ),
+        (
+            NUMBERS + "gate: {metric: rmse, margin: 2, floors: [{metric: r2, limit: 0.5}]}",
+            "gate.max_robustness_loss must be given for rmse, in the label's unit",
         ),
         (
             "embedding: {others: [{backbone: timm:resnet18, pooling: [max]}]}",
@@ -169,6 +178,43 @@ def test_load__out_of_bounds_is_refused_by_name(
 def test_load__senseless_combination_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ParamsError, match=message):
         load_params(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "gate: {metric: mae, mode: absolute, floors: [{metric: r2, limit: 0.5}]}",
+        "evaluation: {robustness_samples: 0}\n"
+        "gate: {metric: mae, margin: 3, floors: [{metric: r2, limit: 0.5}]}",
+        "gate: {metric: r2, floors: [{metric: r2, limit: 0.5}]}",
+    ],
+)
+def test_load__limits_that_nothing_is_held_against_need_not_be_given(tmp_path: Path, rest: str) -> None:
+    load_params(written(tmp_path, NUMBERS + rest))
+
+
+def _floats() -> list[tuple[str, str]]:
+    """Every parameter that holds a float: its section and its name."""
+    found = []
+    for section, field in Params.model_fields.items():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
+        found += [
+            (section, name)
+            for name, each in field.annotation.model_fields.items()
+            if "float" in str(each.annotation)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("section", "name"), _floats())
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_load__no_float_may_be_infinite_or_no_number(
+    tmp_path: Path, section: str, name: str, value: str
+) -> None:
+    given = f"[{value}, 1]" if name == "strengths" else value
+    with pytest.raises(ParamsError, match=rf"{section}\.{name}[.\d]*: Input should be "):
+        load_params(written(tmp_path, f"{section}: {{{name}: {given}}}"))
 
 
 def test_load__layers_views_and_backbones_are_read(tmp_path: Path) -> None:
@@ -266,8 +312,8 @@ def test_load__numbers_take_ridge_and_their_own_metrics(tmp_path: Path) -> None:
     read = load_params(
         written(
             tmp_path,
-            "data: {target: number}\nhead: {kind: ridge}\n"
-            "gate: {metric: mae, floors: [{metric: r2, limit: 0.5}]}",
+            NUMBERS
+            + "gate: {metric: mae, margin: 3, max_robustness_loss: null, floors: [{metric: r2, limit: 0.5}]}",
         )
     )
     assert (read.data.target, read.gate.metric, read.gate.floors[0].metric) == ("number", "mae", "r2")

@@ -48,7 +48,14 @@ def test_of_labels__each_label_is_judged_by_itself() -> None:
         3: "lacks dent (probability 0.95)",
         15: "has dent (probability 0.02)",
     }
-    assert found.rate == pytest.approx(2 / 40)  # entries
+    assert found.rate == pytest.approx(2 / 20)  # rows
+
+
+def test_of_labels__rate_is_of_rows_however_many_labels_there_are() -> None:
+    truth = np.tile(np.eye(10, 50, dtype=np.bool_), (2, 1))  # 20 rows, of 50 labels each
+    p = np.where(truth, 0.9, 0.1)
+    p[:6, 49] = 0.99  # lack the last one
+    assert of_labels(p, truth, [str(name) for name in range(50)]).rate == pytest.approx(6 / 20)
 
 
 def test_of_numbers__flags_residuals_far_from_the_rest() -> None:

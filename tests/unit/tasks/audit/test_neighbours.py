@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tasks.audit import neighbours
-from tasks.audit.neighbours import Pairs, alike
+from tasks.audit.neighbours import Pairs, alike, correlations, joined
 
 
 def noise(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -62,6 +64,38 @@ def test_alike__of_too_many_pairs_the_most_alike_are_kept() -> None:
     assert len(every.first) == 20 * 19 // 2
     assert some.found >= len(every.first)
     assert list(some.correlation) == list(every.correlation[:10])
+
+
+def test_alike__of_too_many_pairs_leaks_are_kept_first() -> None:
+    thumbnails = noise(60)
+    thumbnails[:20] = thumbnails[0]  # 190 pairs, all exact
+    thumbnails[40] = np.clip(thumbnails[30].astype(int) + noise(1, seed=3)[0] // 4 - 32, 0, 255)
+    splits = np.zeros(60, dtype=np.int64)
+    splits[40] = 2  # the only one of test
+    some = alike(thumbnails, 0.9, splits, limit=10)
+    assert (some.first[0], some.second[0], len(some.first)) == (30, 40, 10)
+    assert some.correlation[0] < some.correlation[1]
+    assert not some.truncated
+    splits[10:20] = 2  # 100 leaks of the first
+    assert alike(thumbnails, 0.9, splits, limit=10).truncated
+
+
+def test_joined__has_each_pair_once_and_knows_what_was_left_out() -> None:
+    thumbnails = noise(40)
+    thumbnails[30] = thumbnails[3]
+    splits = np.zeros(40, dtype=np.int64)
+    one = alike(thumbnails, 0.9)
+    both = joined([one, one], splits, one.detail)
+    assert (pairs(both), both.found, both.truncated) == ([(3, 30, False)], 2, False)
+    assert joined([one, replace(one, truncated=True)], splits, one.detail).truncated
+
+
+def test_correlations__are_of_the_detail_also_of_mirror_images() -> None:
+    a, b = noise(3), noise(3, seed=1)
+    b[0], b[1] = a[0], a[1][:, ::-1]
+    found = correlations(a, b, np.array([False, True, False]))
+    np.testing.assert_allclose(found[:2], 1, atol=1e-6)
+    assert abs(found[2]) < 0.3
 
 
 def test_alike__by_torch_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,11 +179,14 @@ def test_manifest__copies_in_two_groups_end_on_one_side(run: Run) -> None:
     in_test = next(f"g{number}" for number in range(99) if hashed(f"g{number}") == "test")
     in_train = next(f"g{number}" for number in range(99) if hashed(f"g{number}") == "train")
     rows = [(f"{number}.png", "ab"[number % 2], "") for number in range(200)]
-    rows += [("one.png", "a", in_test), ("two.png", "a", in_train)]
+    rows += [("one.png", "a", in_test), ("two.png", "a", in_train), ("more.png", "a", max(in_test, in_train))]
     files = {row[0]: row[0] for row in rows} | {"one.png": "same", "two.png": "same"}
     got = run(files, csv(rows, "path,label,group"))
-    assert by_path(got, "split")["one.png"] == "test"
-    assert [copy.path for copy in got.left_out] == ["two.png"]
+    split = by_path(got, "split")
+    # The two groups hold one image, so they are one; it is named by the first of them.
+    assert split["one.png"] == split["two.png"] == hashed(min(in_test, in_train))
+    assert split["more.png"] == split["one.png"]
+    assert got.left_out == ()
 
 
 def test_manifest__copies_with_other_labels_are_reported_and_kept(run: Run) -> None:
@@ -215,6 +218,35 @@ def test_manifest__only_one_class_left(run: Run) -> None:
         run(folders(50, ("cat",)))
 
 
+def test_manifest__units_are_hashed_by_group_or_content_as_ever(run: Run) -> None:
+    # Copies of one group, copies without one, and rows without copies stay where they always were.
+    rows = [(f"{i}.jpg", ("cat", "dog")[i % 2], f"g{i % 25}" if i % 3 else "") for i in range(90)]
+    files = {row[0]: f"group {row[2]}" if row[2] and i < 40 else row[0] for i, row in enumerate(rows)}
+    files |= {"0.jpg": "same", "30.jpg": "same"}
+    got = run(files, csv(rows, "path,label,group"), min_per_class=1)
+    params = DataParams()
+    for path, _, group in rows:
+        u = position(group or sha(files[path]), params.split_seed)
+        test, both = params.test_fraction, params.test_fraction + params.validation_fraction
+        expected = "test" if u < test else "validation" if u < both else "train"
+        assert by_path(got, "split")[path] == expected
+
+
+def test_manifest__a_copy_with_a_group_is_of_the_same_split_as_one_without(run: Run) -> None:
+    count = 150
+    rows = [
+        (f"{i}-{j}.jpg", "cat" if i % 2 else "dog", f"g{i}" if j else "")
+        for i in range(count)
+        for j in (0, 1)
+    ]
+    got = run(
+        {path: path.split("-")[0] for path, _, _ in rows}, csv(rows, "path,label,group"), min_per_class=1
+    )
+    split = by_path(got, "split")
+    assert all(split[f"{i}-0.jpg"] == split[f"{i}-1.jpg"] == hashed(f"g{i}") for i in range(count))
+    assert got.left_out == ()
+
+
 def test_manifest__rows_without_a_split_take_their_groups(run: Run) -> None:
     # Of each group of three rows only the first says where it belongs.
     splits = ("train", "validation", "test")
@@ -239,12 +271,13 @@ def test_manifest__group_in_two_given_splits_is_an_error(run: Run) -> None:
 def test_manifest__excluded_samples_are_taken_out_by_path_or_digest(run: Run) -> None:
     files = folders(60) | {"cat/copy": "cat5"}
     exclude = ("dog/3", sha("cat5"), "dog/none", "f" * 64)
+    before = by_path(run(files), "split")
     got = run(files, exclude=exclude)
     assert by_path(got, "label").keys() == files.keys() - {"dog/3", "cat/5", "cat/copy"}
     assert [(sample.path, sample.reason) for sample in got.excluded] == [
-        ("cat/5", "data.exclude names its digest"),
-        ("cat/copy", "data.exclude names its digest"),
-        ("dog/3", "data.exclude names its path"),
+        ("cat/5", f"data.exclude names its digest; of {before['cat/5']}"),
+        ("cat/copy", f"data.exclude names its digest; of {before['cat/copy']}"),
+        ("dog/3", f"data.exclude names its path; of {before['dog/3']}"),
     ]
     assert got.unmatched == ("dog/none", "f" * 64)
     assert sum(got.counts[split]["cat"] for split in got.counts) == 59
@@ -261,6 +294,7 @@ def test_manifest__a_test_copy_that_is_excluded_leaves_its_train_copy(run: Run) 
     files |= {"train/cat/x": "same", "test/dog/x": "same"}
     got = run(files, exclude=("test/dog/x",))
     assert by_path(got, "split")["train/cat/x"] == "train"
+    assert [sample.reason for sample in got.excluded] == ["data.exclude names its path; of test"]
     assert (got.left_out, got.conflicts) == ((), ())
 
 

@@ -18,7 +18,7 @@ from tasks.embedding.backbone import resolve
 from tasks.embedding.cache import EmbeddingCache
 from tasks.embedding.extract import Sample
 from tasks.embedding.gather import gather
-from tasks.errors import BackboneError, CacheError
+from tasks.errors import BackboneError, CacheError, DataError
 from tasks.params import EmbeddingParams
 from tasks.records import SPLITS, Backbone, Block, Embedder, Embeddings, Manifest, Split, digest_of
 from tasks.settings import Settings
@@ -144,6 +144,18 @@ def test_run__rows_of_a_stack_beside_files(
     done = run([*rows, photos[0]], small)
     assert done.computed == 3
     assert gather(done, digests([*rows, photos[0]])).shape == (3, 256)
+
+
+def test_run__random_crops_of_a_stack_are_refused(
+    resolved: Resolved, photos: list[Sample], tmp_path: Path, run: Run
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    row = Sample(row_digest(images[1][..., None]), tmp_path / "x.npy", 1)
+    cropping = resolved(layers=["network"], views=["identity", "crop-0"])
+    with pytest.raises(DataError, match=r"x\.npy#1: embedding\.views crop-0 can't be taken of images in a"):
+        run([photos[0], row], cropping)
+    run([photos[0]], cropping)
 
 
 # Several layers, views and backbones

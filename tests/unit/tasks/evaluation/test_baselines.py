@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ from PIL import Image
 
 from tasks.evaluation import baselines, charts
 from tasks.evaluation.metrics import measure
+from tasks.head.fitted import Calibration, FittedHead
+from tasks.head.linear import Linear
 from tasks.params import EvaluationParams, HeadParams
 from tasks.records import Baselines, Embeddings, Head, Kind, Manifest, Target
 from tests.unit.tasks.evaluation.embedded import embeddings, manifest
@@ -20,6 +22,7 @@ COUNT = 120
 SPLITS = ["test" if number % 3 == 0 else "train" for number in range(COUNT)]
 TEST = np.array([split == "test" for split in SPLITS])
 CHANCE = np.random.default_rng(0)
+MakeHead = Callable[..., Head]
 CLASSES = CHANCE.integers(0, 3, COUNT)  # about as many of each
 NUMBERS = CHANCE.normal(size=COUNT)
 NOISE = CHANCE.normal(size=(COUNT, 8))
@@ -31,10 +34,32 @@ def vectors(told: float) -> NDArray[np.float64]:
     return found
 
 
-def head(kind: Kind = "prototype", strength: float | None = None, target: Target = "class") -> Head:
-    """Prototypes are the quickest to fit."""
+@pytest.fixture
+def head(tmp_path: Path) -> MakeHead:
+    """A head's record, and files of which only the calibration counts. Prototypes are the quickest to
+    fit."""
+
+    def made(
+        kind: Kind = "prototype",
+        strength: float | None = None,
+        target: Target = "class",
+        outputs: int = 3,
+        scale: float = 1.0,
+    ) -> Head:
+        model = Linear(np.zeros(1), np.ones(1), np.zeros((outputs, 1)), np.zeros(outputs))
+        calibration = Calibration(np.full(outputs, scale), np.zeros(outputs))
+        names = () if target == "number" else tuple(str(number) for number in range(outputs))
+        folder = tmp_path / "head"
+        folder.mkdir(exist_ok=True)
+        FittedHead(target, "logistic", names, model, calibration).save(folder)
+        return record(kind, strength, target, folder)
+
+    return made
+
+
+def record(kind: Kind, strength: float | None, target: Target, folder: Path) -> Head:
     return Head(
-        digest="h", folder="", target=target, kind=kind, classes=(), blocks=(), strength=strength,
+        digest="h", folder=str(folder), target=target, kind=kind, classes=(), blocks=(), strength=strength,
         strengths={}, kinds={}, inputs={}, calibration="none", temperature=1, confidence=None, conformal=None,
     )  # fmt: skip
 
@@ -78,7 +103,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_baselines__rows_are_in_the_order_of_what_they_know(
-    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings
+    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
 ) -> None:
     logistic = head("logistic", 0.1)
     made = baselines.run(out, whole, ours, whole, others, logistic, HEAD, PARAMS, "accuracy")
@@ -93,7 +118,7 @@ def test_baselines__rows_are_in_the_order_of_what_they_know(
 
 
 def test_baselines__transfer_is_the_paired_difference(
-    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings
+    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
 ) -> None:
     made = baselines.run(out, whole, ours, whole, others, head(), HEAD, PARAMS, "log_loss")
     assert made.transfer is not None
@@ -104,7 +129,7 @@ def test_baselines__transfer_is_the_paired_difference(
 
 
 def test_baselines__are_compared_on_the_sample_and_the_curve_is_of_all(
-    out: Path, tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings
+    out: Path, tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
 ) -> None:
     labels = [f"c{c}" for c in CLASSES[:60]]
     sample = manifest(tmp_path / "sample", labels, SPLITS[:60], whole.classes)
@@ -118,7 +143,7 @@ def test_baselines__are_compared_on_the_sample_and_the_curve_is_of_all(
 
 
 def test_baselines__without_a_sample_there_is_what_costs_nothing(
-    out: Path, whole: Manifest, ours: Embeddings
+    out: Path, whole: Manifest, ours: Embeddings, head: MakeHead
 ) -> None:
     params = PARAMS.model_copy(update={"learning_repeats": 0})
     made = baselines.run(out, whole, ours, None, None, head(), HEAD, params, "accuracy")
@@ -128,7 +153,7 @@ def test_baselines__without_a_sample_there_is_what_costs_nothing(
 
 
 def test_baselines__same_inputs_give_the_same_digest(
-    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings
+    out: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
 ) -> None:
     def made(seed: int) -> Baselines:
         params = PARAMS.model_copy(update={"seed": seed})
@@ -138,7 +163,7 @@ def test_baselines__same_inputs_give_the_same_digest(
 
 
 def test_baselines__class_with_too_few_samples_for_the_folds_is_no_reason_to_fail(
-    out: Path, tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings
+    out: Path, tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
 ) -> None:
     few = ["train", "train", "test", "test", "test"]  # fewer than folds
     sample = manifest(tmp_path / "few", [f"c{c}" for c in CLASSES[:5]], few, whole.classes)
@@ -148,11 +173,11 @@ def test_baselines__class_with_too_few_samples_for_the_folds_is_no_reason_to_fai
 
 
 def test_baselines__of_numbers_the_majority_is_the_mean(
-    out: Path, tmp_path: Path, others: Embeddings
+    out: Path, tmp_path: Path, others: Embeddings, head: MakeHead
 ) -> None:
     numbers = manifest(tmp_path / "numbers", [str(n) for n in NUMBERS], SPLITS, (), "number")
     told = embeddings(tmp_path / "told", {"identity": NOISE + 3 * NUMBERS[:, None]})
-    ridge = head("ridge", 1.0, "number")
+    ridge = head("ridge", 1.0, "number", outputs=1)
     params = HEAD.model_copy(update={"kind": "ridge"})
     made = baselines.run(out, numbers, told, numbers, others, ridge, params, PARAMS, "rmse")
     expected = np.sqrt(((NUMBERS[TEST] - NUMBERS[~TEST].mean()) ** 2).mean())
@@ -162,13 +187,13 @@ def test_baselines__of_numbers_the_majority_is_the_mean(
 
 
 def test_baselines__of_labels_the_majority_is_the_share_of_each(
-    out: Path, tmp_path: Path, others: Embeddings
+    out: Path, tmp_path: Path, others: Embeddings, head: MakeHead
 ) -> None:
     truth = np.stack([CLASSES == 0, CLASSES != 1], axis=1)
     labels = ["|".join(name for name, has in zip("ab", row, strict=True) if has) for row in truth]
     several = manifest(tmp_path / "labels", labels, SPLITS, ("a", "b"), "labels")
     told = embeddings(tmp_path / "told", {"identity": vectors(4)})
-    both = head("multilabel", 0.1, "labels")
+    both = head("multilabel", 0.1, "labels", outputs=2)
     params = HEAD.model_copy(update={"kind": "multilabel"})
     made = baselines.run(out, several, told, several, others, both, params, PARAMS, "log_loss")
     shares = np.tile(truth[~TEST].mean(axis=0), (TEST.sum(), 1))
@@ -177,12 +202,29 @@ def test_baselines__of_labels_the_majority_is_the_share_of_each(
     assert made.rows["backbone"].value < 0.5 * expected
 
 
+def test_baselines__curve_has_the_models_calibration(
+    out: Path, whole: Manifest, ours: Embeddings, head: MakeHead
+) -> None:
+    def curve(scale: float) -> list[float]:
+        made = baselines.run(
+            out, whole, ours, None, None, head(scale=scale), HEAD, PARAMS, "log_loss", memory_bytes=100
+        )
+        assert made.curve[-1].value == pytest.approx(made.rows["backbone"].value)
+        return [point.value for point in made.curve]
+
+    # Logits that are all but 0 say ln 3 of every class.
+    assert all(value == pytest.approx(np.log(3), abs=1e-3) for value in curve(1e-6))
+    assert curve(1.0)[-1] < 0.5
+
+
 def test_majority__of_classes_is_their_share() -> None:
     said = baselines.majority(np.array([0, 0, 0, 2]), 3, 2, "class")
     np.testing.assert_array_equal(said, [[0.75, 0, 0.25]] * 2)
 
 
-def test_charts__open(tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings) -> None:
+def test_charts__open(
+    tmp_path: Path, whole: Manifest, ours: Embeddings, others: Embeddings, head: MakeHead
+) -> None:
     baselines.run(tmp_path, whole, ours, whole, others, head(), HEAD, PARAMS, "log_loss")
     for name in ("baselines.png", "learning_curve.png"):
         with Image.open(tmp_path / name) as image:

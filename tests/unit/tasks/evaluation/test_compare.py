@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from tasks.evaluation.compare import contributions, differences, holm, mcnemar, on_classes
+from tasks.evaluation.compare import contributions, differences, holm, mcnemar, on_classes, on_labels, worst
 from tasks.evaluation.metrics import Bootstrap, bootstrap, measure
 from tasks.params import METRICS
 
@@ -22,6 +23,11 @@ def test_on_classes__columns_that_are_not_the_classes_are_refused(classes: list[
         on_classes([[0.3, 0.7]], classes, ["a", "b", "c"])
 
 
+def test_on_labels__what_is_not_wanted_is_left_out() -> None:
+    got = on_labels([[0.3, 0.7, 0.2]], ["a", "old", "c"], ["b", "c", "a"])
+    np.testing.assert_array_equal(got, [[0.0, 0.2, 0.3]])
+
+
 def test_on_classes__extra_classes_change_no_metric() -> None:
     p, y = np.random.default_rng(0).dirichlet(np.ones(3), size=60), np.arange(60) % 3
     wider = on_classes(p, ["b", "c", "d"], ["a", "b", "c", "d", "e"])
@@ -36,6 +42,71 @@ def test_differences__identical_models_differ_by_exactly_nothing() -> None:
     assert set(got) == set(METRICS["class"])
     for name, found in got.items():
         assert (found.metric, found.value, found.low, found.high) == (name, 0.0, 0.0, 0.0)
+        assert (found.at_worst, found.unseen) == (0.0, 0.0)
+
+
+def test_differences__equal_answers_of_two_models_are_no_proof() -> None:
+    y = np.arange(60) % 2
+    sure, less = (np.where(np.arange(2) == y[:, None], p, 1 - p) for p in (0.9, 0.8))
+    one, two = (bootstrap(p, y, resamples=200, seed=0) for p in (sure, less))
+    got = differences(one, two)["accuracy"]
+    assert (got.value, got.low, got.high) == (0, 0, 0)
+    assert got.at_worst == got.unseen == pytest.approx(student.ppf(0.975, 59) ** 2 / 60)
+
+
+def test_differences__a_rare_class_may_hide_more() -> None:
+    y = np.array([0] * 55 + [1] * 5)
+    sure, less = (np.where(np.arange(2) == y[:, None], p, 1 - p) for p in (0.9, 0.8))
+    one, two = (bootstrap(p, y, resamples=200, seed=0) for p in (sure, less))
+    got = differences(one, two)
+    # One sample of the rare class is a fifth of its recall.
+    assert got["balanced_accuracy"].unseen == pytest.approx(student.ppf(0.975, 59) ** 2 / 5 / 2)
+    assert got["log_loss"].unseen == 0
+
+
+@pytest.mark.parametrize("together", [1, 30])
+def test_differences__few_groups_are_no_proof(together: int) -> None:
+    y = np.arange(60) % 2
+    answers = np.where(np.arange(60) % 30 == 0, 1 - y, y)  # one of 30 is wrong, in every group
+    groups = (np.arange(60) // together).tolist()
+    got = differences(bootstrapped(answers, y, groups), bootstrapped(y, y, groups))["accuracy"]
+    assert got.low <= got.value == pytest.approx(-1 / 30)
+    if together == 30:
+        # Both groups lose as much, so resamples of two groups know of no more; t of one degree of freedom.
+        assert got.low == pytest.approx(-1 / 30)
+        assert got.at_worst == pytest.approx(1 / 30 + student.ppf(0.975, 1) ** 2 / 2)
+    else:
+        assert 0.1 < got.at_worst < 0.2
+
+
+def test_worst__of_losses_alone_is_wilsons_bound() -> None:
+    # c = 3 of 10,000 lost: Wilson's bound of a rare loss, (c + z²/2 + z √(c + z²/4)) / n.
+    added = np.where(np.arange(10_000) < 3, -1e-4, 0.0)
+    z = 1.96
+    bound, unseen = worst(added, 1e-4)
+    assert bound == pytest.approx((3 + z**2 / 2 + z * np.sqrt(3 + z**2 / 4)) / 10_000, rel=1e-3)
+    assert unseen == pytest.approx(z**2 / 10_000, rel=1e-3)
+
+
+def test_worst__without_a_stake_is_the_t_interval() -> None:
+    added = np.array([0.1, -0.2, 0.3, 0.0, 0.1])
+    error = added.std(ddof=1) * np.sqrt(5)  # of the sum
+    bound, unseen = worst(added, 0.0, alpha=0.1)
+    assert bound == pytest.approx(student.ppf(0.95, 4) * error - 0.3)
+    assert unseen == 0
+
+
+def test_worst__one_unit_says_nothing() -> None:
+    assert np.isnan(worst(np.array([0.1]), 1.0)).all()
+
+
+@pytest.mark.parametrize("wins", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(("samples", "loss"), [(50, 0.02), (50, 0.1), (100, 0.05), (200, 0.02), (200, 0.1)])
+def test_worst__loss_of_the_margin_is_rarely_let_through(samples: int, loss: float, wins: float) -> None:
+    drawn = np.random.default_rng(0).random((1500, samples))
+    signs = np.where(drawn < wins, 1, np.where(drawn < 2 * wins + loss, -1, 0))
+    passed = [worst(sign / samples, 1 / samples)[0] <= loss + 1e-9 for sign in signs]
+    assert np.mean(passed) <= 0.025
 
 
 def test_differences__is_challenger_minus_champion() -> None:

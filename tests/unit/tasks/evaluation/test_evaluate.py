@@ -122,6 +122,15 @@ def test_evaluate__champion_that_lacks_a_class_pays_for_it(evaluate: Evaluate) -
     assert got.champion_metrics["balanced_accuracy"].value == pytest.approx((1 + 0) / 2)
     assert got.champion_metrics["log_loss"].value == pytest.approx(-math.log(np.finfo(float).eps) * 3 / 5)
     assert got.differences["accuracy"].value == pytest.approx(3 / 5 - 2 / 5)
+    assert (got.unknown_classes, got.unknown_samples) == (("dog",), 3)
+
+
+def test_evaluate__renamed_classes_are_no_victory(evaluate: Evaluate) -> None:
+    got = evaluate(champion=ChampionResult("3", ("Cat", "Dog"), P))
+    assert (got.unknown_classes, got.unknown_samples) == (CLASSES, 5)
+    found = reason(judge(got, GateParams(min_test_samples=1), champion="3"), "champion")
+    assert not found.passed
+    assert "does not know cat, dog (5 of 5 test samples): were classes renamed?" in found.detail
 
 
 def test_evaluate__class_that_only_the_champion_knows_is_a_mistake_of_its_own(evaluate: Evaluate) -> None:
@@ -261,6 +270,42 @@ def test_evaluate__groups_are_resampled_together(manifest: Manifest, tmp_path: P
     # group has accuracy 1, one of the group alone 1/3.
     assert got.metrics["accuracy"].high == 1
     assert got.metrics["accuracy"].low == pytest.approx(1 / 3)
+    assert (got.samples, got.units) == (5, 3)
+
+
+def test_evaluate__slices_have_their_units(manifest: Manifest, tmp_path: Path) -> None:
+    grouped = rewritten(manifest, "class", group=["g", "g", "h", None, "h"])
+    (tmp_path / "o").mkdir()
+    got = run(tmp_path / "o", grouped.model_copy(update={"slices": ("site",)}), P, CLASSES, None, PARAMS)
+    assert got.slice_units == {"site=(missing)": 1, "site=north": 1, "site=south": 1}
+    assert got.units == 3
+
+
+def test_evaluate__retired_labels_of_the_champion_dilute_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    labelled = rewritten(manifest, "labels", label=["cat|dog", "cat", "", "dog", "dog"])
+    outputs = np.full((5, 2), 0.5)
+    retired = tuple(f"old {number}" for number in range(97))
+    champion = ChampionResult("3", (*CLASSES, *retired), np.full((5, 99), 0.5))
+    made = []
+    for name, theirs in (("alone", None), ("beside", champion)):
+        (tmp_path / name).mkdir()
+        made.append(run(tmp_path / name, labelled, outputs, CLASSES, theirs, PARAMS))
+    assert made[1].metrics == made[0].metrics
+    assert made[1].metrics["log_loss"].value == pytest.approx(math.log(2))
+    assert made[1].metrics["brier"].value == pytest.approx(0.25)
+    assert made[1].chance_ece == made[0].chance_ece
+    assert made[1].differences["log_loss"].value == 0
+    assert (made[1].unknown_classes, made[1].unknown_samples) == ((), 0)
+
+
+def test_evaluate__samples_with_labels_that_the_champion_lacks_are_counted(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    labelled = rewritten(manifest, "labels", label=["cat|dog", "cat", "", "dog", "owl|dog"])
+    champion = ChampionResult("3", ("cat",), np.full((5, 1), 0.5))
+    (tmp_path / "o").mkdir()
+    got = run(tmp_path / "o", labelled, np.full((5, 2), 0.5), CLASSES, champion, PARAMS)
+    assert (got.unknown_classes, got.unknown_samples) == (("dog", "owl"), 3)
 
 
 def test_evaluate__labels(manifest: Manifest, tmp_path: Path) -> None:

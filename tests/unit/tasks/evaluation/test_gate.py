@@ -64,7 +64,7 @@ def test_gate__every_check_has_its_numbers_and_threshold() -> None:
         "champion": (0.01, 0.02),
         "slices": (None, 0.05),
         "calibration": (pytest.approx(0.02), 0.1),
-        "robustness": (pytest.approx(0.01), 0.05),
+        "robustness": (-0.02, 0.05),  # the lower end of the difference
         "leakage": (0.002, 0.02),
         "group_leaks": (0, 0),
         "quarantined": (0.01, 0.05),
@@ -80,6 +80,21 @@ def test_gate__too_few_test_samples_fail() -> None:
     assert not got.passed
     assert reason(got, "min_test_samples").detail.startswith("49 test samples < 50, the least allowed; ")
     assert judge(evaluation(samples=50)).passed
+
+
+def test_gate__groups_count_once() -> None:
+    got = judge(evaluation(samples=120, units=2))
+    assert not got.passed
+    assert reason(got, "min_test_samples").detail.startswith(
+        "120 test samples in 2 groups (single ones included): 2 < 50, the least allowed; "
+    )
+    # ⌈log2(2 / .05)⌉ = 6 losses are needed: two groups can't show anything.
+    assert "show no difference in balanced_accuracy" in reason(got, "min_test_samples").detail
+    verify(got)
+
+
+def test_gate__units_that_are_not_known_fail() -> None:
+    assert not reason(judge(evaluation(units=0)), "min_test_samples").passed
 
 
 @pytest.mark.parametrize(
@@ -224,7 +239,7 @@ def test_gate__packaged_number_is_held_against_its_error(apart: float, passed: b
 
 
 def test_gate__evaluation_of_another_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="target class, the data of number"):
+    with pytest.raises(GateError, match="target class, the data of target number; evaluate a head of this"):
         decide(
             evaluation(),
             PARAMS,

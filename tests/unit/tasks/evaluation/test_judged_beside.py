@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from tasks.records import Difference, McNemar
+from tasks.evaluation.gate import verify
+from tasks.records import Difference, Interval, McNemar
 from tests.unit.tasks.evaluation.judged import (
     ABSOLUTE,
     PARAMS,
@@ -39,6 +40,42 @@ def test_champion__margin_itself_is_allowed_whatever_the_rounding() -> None:
     low = 0.78 - 0.80  # -0.020000000000000018
     compared = evaluation(version="3", differences=(difference(0.0, low, 0.02),))
     assert judge(compared, PARAMS, champion="3").passed
+
+
+def test_champion__bound_beyond_the_interval_decides() -> None:
+    # 50 samples on which nobody differed: the interval has no width, the bound says 2.01² / 50.
+    found = difference(0.0, 0.0, 0.0, at_worst=0.0808, unseen=0.0808)
+    got = judge(evaluation(version="3", differences=(found,)), PARAMS, champion="3")
+    assert not got.passed
+    assert reason(got, "champion").detail == (
+        "balanced_accuracy 0.000 [0.000, 0.000] against version 3: may be 0.081 worse, more than the 0.02 "
+        "allowed; with so few test samples (of the rarest class) also models that differ on none of them may "
+        "be 0.081 apart"
+    )
+    same = difference(0.0, 0.0, 0.0)
+    assert judge(evaluation(version="3", differences=(same,)), PARAMS, champion="3").passed
+
+
+def test_champion__without_a_bound_non_inferiority_is_not_shown() -> None:
+    found = difference(0.0, 0.0, 0.0, at_worst=math.nan)
+    got = judge(evaluation(version="3", differences=(found,)), PARAMS, champion="3")
+    assert not got.passed
+    assert reason(got, "champion").detail.endswith("by how much it may be worse is not known")
+    verify(got)
+
+
+@pytest.mark.parametrize(("samples", "passed"), [(1, True), (189, True), (190, False), (378, False)])
+def test_champion__that_lacks_the_classes_of_most_samples_is_no_measure(samples: int, passed: bool) -> None:
+    better = difference(0.5, 0.4, 0.6, p_better=0.001)
+    found = evaluation(version="3", differences=(better,), unknown=("cat",))
+    found = found.model_copy(update={"unknown_samples": samples})
+    for params in (PARAMS, SUPERIOR):
+        got = judge(found, params, champion="3")
+        assert reason(got, "champion").passed is passed
+        assert f"which does not know cat ({samples} of 378 test samples)" in reason(got, "champion").detail
+        verify(got)
+    assert ("use gate.mode absolute once" in reason(got, "champion").detail) is not passed
+    assert judge(found, ABSOLUTE, champion="3").passed
 
 
 @pytest.mark.parametrize(("high", "passed"), [(0.02, True), (0.021, False)])
@@ -203,6 +240,15 @@ def test_slices__small_ones_are_not_judged() -> None:
     assert got.detail.startswith("1 slice, 1 more have fewer than 30 samples: none worse")
 
 
+def test_slices__groups_count_once() -> None:
+    found = evaluation(slice_samples={"site=a": 40}, slice_units={"site=a": 4})
+    assert reason(judge(found), "slices").detail == "nothing to judge: no slice has 30 samples"
+    got = reason(judge(found, PARAMS.model_copy(update={"slices": ("site",)})), "slices")
+    assert (got.passed, got.detail) == (
+        False, "slice site=a has 40 test samples in 4 groups, fewer than 30",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "passed", "detail"),
     [
@@ -242,21 +288,36 @@ def test_slices__champion_that_can_not_be_loaded_fails_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "theirs", "passed"),
+    ("loss", "theirs", "low", "passed"),
     [
-        (0.14, 0.09, True),
-        (0.15, 0.09, False),
-        (math.nan, 0.09, False),
-        (0.1, math.nan, False),
-        (0.1, None, False),
+        (0.14, 0.09, 0.01, True),
+        (0.25, 0.09, 0.05, True),  # the limit itself
+        (0.15, 0.09, 0.051, False),
+        (math.nan, 0.09, 0.0, False),
+        (0.1, math.nan, 0.0, False),
+        (0.1, 0.09, math.nan, False),
+        (0.1, 0.09, None, False),
+        (0.1, None, 0.0, False),
     ],
 )
-def test_robustness__is_held_against_the_champions(loss: float, theirs: float | None, passed: bool) -> None:
+def test_robustness__fails_where_more_harm_than_the_limit_is_shown(
+    loss: float, theirs: float | None, low: float | None, passed: bool
+) -> None:
     compared = evaluation(version="3", differences=(difference(0.0, -0.01, 0.01),))
-    measured = ROBUSTNESS.model_copy(update={"loss": loss, "champion_loss": theirs})
+    more = None if low is None else Interval(value=loss - (theirs or 0), low=low, high=0.3)
+    measured = ROBUSTNESS.model_copy(update={"loss": loss, "champion_loss": theirs, "difference": more})
     got = judge(compared, champion="3", robustness=measured)
     assert reason(got, "robustness").passed is passed
     assert got.passed is passed
+    verify(got)
+
+
+def test_robustness__says_by_how_much_the_losses_differ() -> None:
+    compared = evaluation(version="3", differences=(difference(0.0, -0.01, 0.01),))
+    assert reason(judge(compared, champion="3"), "robustness").detail == (
+        "disturbed images cost 0.100 of balanced_accuracy, the champion 0.090: +0.010 [−0.020, +0.040], "
+        "at least -0.020 (48 samples) ≤ 0.05"
+    )
 
 
 def test_robustness__without_a_champion_is_shown() -> None:

@@ -29,6 +29,11 @@ def test_detectable__a_count_shows_no_less_than_a_few_samples() -> None:
     assert detectable(found, "balanced_accuracy") == pytest.approx(fewest(0.05) / 50)
 
 
+def test_detectable__groups_count_once() -> None:
+    found = evaluation(samples=1000, units=20)
+    assert detectable(found, "balanced_accuracy") == pytest.approx(fewest(0.05) / 20)
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_fewest__is_seen_by_a_sign_test_four_times_of_five(alpha: float) -> None:
     needed = next(k for k in range(1, 50) if comb(k, k) / 2**k <= alpha / 2)
@@ -38,5 +43,6 @@ def test_fewest__is_seen_by_a_sign_test_four_times_of_five(alpha: float) -> None
 def test_detectable__is_unknown_without_numbers() -> None:
     assert math.isnan(detectable(evaluation(), "log_loss"))
     assert math.isnan(detectable(evaluation(samples=0), "balanced_accuracy"))
+    assert math.isnan(detectable(evaluation(units=0), "balanced_accuracy"))
     broken = difference(0.0, 0.0, 0.0).model_copy(update={"standard_error": math.nan})
     assert math.isnan(detectable(evaluation(version="3", differences=(broken,)), "balanced_accuracy"))

@@ -12,7 +12,8 @@ NAN = Interval(value=math.nan, low=math.nan, high=math.nan)
 
 def evaluation(**changes: object) -> Evaluation:
     values = {
-        "digest": "e", "folder": "f", "samples": 1378, "metrics": dict.fromkeys(METRICS["class"], ONE),
+        "digest": "e", "folder": "f", "samples": 1378, "units": 1378,
+        "metrics": dict.fromkeys(METRICS["class"], ONE),
         "per_class": {"cat": {"precision": ONE, "recall": ONE, "f1": ONE}}, "per_slice": {},
         "slice_samples": {}, "champion_version": None, "champion_metrics": None, "differences": {},
         "alpha": 0.05, "standard_errors": {}, "chance_ece": 0.75, "selective": None, "mcnemar": None,

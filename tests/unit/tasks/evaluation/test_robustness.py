@@ -10,7 +10,7 @@ from tasks.embedding.views import DISTURBANCES, all_disturbances
 from tasks.errors import RegistryError
 from tasks.evaluation import charts, robustness
 from tasks.head import fitted
-from tasks.records import Embeddings, Manifest
+from tasks.records import Embeddings, Interval, Manifest
 from tests.unit.tasks.evaluation.embedded import embeddings, manifest
 
 # Four test samples, of which the vectors say directly how probable each class is.
@@ -89,7 +89,7 @@ def test_robustness__champion_is_beside_it_with_classes_of_its_own(tmp_path: Pat
     assert rows[17]["value"] == "0.0"
 
 
-def test_robustness__of_labels_the_champions_own_are_true_of_no_sample(tmp_path: Path) -> None:
+def test_robustness__of_labels_the_champions_own_are_left_out(tmp_path: Path) -> None:
     several = manifest(tmp_path / "m", ["cat", "dog", "cat|dog", ""], ["test"] * 4, ("cat", "dog"), "labels")
     exact = np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.9], [0.1, 0.1]])
     views = ("identity", *all_disturbances())
@@ -97,7 +97,35 @@ def test_robustness__of_labels_the_champions_own_are_true_of_no_sample(tmp_path:
     ant = np.array([[0.9], [0.1], [0.1], [0.1]])  # wrong once
     theirs = embeddings(tmp_path / "older", dict.fromkeys(views, np.concatenate([ant, exact], axis=1)))
     made = robustness.run(tmp_path, several, ours, Path("ours"), theirs, Path("older"), "subset_accuracy")
-    assert (made.clean, made.champion_clean) == (1, 0.75)
+    assert (made.clean, made.champion_clean) == (1, 1)
+
+
+def test_robustness__losses_are_compared_on_the_same_samples(tmp_path: Path, sample: Manifest) -> None:
+    # Noise turns all answers wrong, for both: however the four samples are drawn, nobody loses more.
+    ours = disturbed(tmp_path / "ours", {"noise-3": WRONG})
+    made = robustness.run(tmp_path, sample, ours, Path("ours"), ours, Path("ours"), "accuracy")
+    assert made.difference == Interval(value=0, low=0, high=0)
+    # A champion that loses nothing: all resamples lose 1 of 15.
+    theirs = disturbed(tmp_path / "theirs", {})
+    made = robustness.run(tmp_path, sample, ours, Path("ours"), theirs, Path("ours"), "accuracy")
+    assert made.difference is not None
+    assert (made.difference.low, made.difference.high) == pytest.approx((1 / 15, 1 / 15))
+    # One of four is wrong: a resample has it not at all, or four times.
+    one = np.concatenate([WRONG[:1], RIGHT[1:]])
+    ours = disturbed(tmp_path / "one", {"noise-3": one})
+    made = robustness.run(tmp_path, sample, ours, Path("ours"), theirs, Path("ours"), "accuracy")
+    assert made.difference is not None
+    assert made.difference.value == pytest.approx(1 / 60)
+    assert made.difference.low == 0
+    assert 2 / 60 < made.difference.high <= 4 / 60 + 1e-12
+
+
+def test_robustness__single_sample_has_no_interval(tmp_path: Path) -> None:
+    alone = manifest(tmp_path / "alone", LABELS[:1], SPLITS[:1], ("cat", "dog"))
+    ours, theirs = disturbed(tmp_path / "ours", {"noise-3": WRONG}), disturbed(tmp_path / "theirs", {})
+    made = robustness.run(tmp_path, alone, ours, Path("ours"), theirs, Path("ours"), "accuracy")
+    assert made.difference is not None
+    assert np.isnan([made.difference.low, made.difference.high]).all()
 
 
 def test_robustness__what_is_undefined_stays_undefined(tmp_path: Path, sample: Manifest) -> None:

@@ -22,6 +22,31 @@ def models(target: Target, n: int = 60) -> tuple[Floats, Floats, Truth]:
     return p, q, generator.integers(0, 4, n)
 
 
+def test_at_stake__is_the_greatest_share_of_one_unit() -> None:
+    # Class 0: 3 samples, 1: 1 sample. Of two units one has 2 of class 0, the other 1 of each.
+    y = np.array([0, 0, 0, 1])
+    found = sums.of(np.eye(2)[y], y, "class", 5)
+    assert found.at_stake() == {
+        "accuracy": pytest.approx(1 / 4), "balanced_accuracy": pytest.approx(1 / 2),
+        "macro_f1": pytest.approx(1 / 2),
+    }  # fmt: skip
+    assert found.by_unit(np.array([0, 0, 1, 1])).at_stake() == {
+        "accuracy": pytest.approx(2 / 4),
+        "balanced_accuracy": pytest.approx((1 / 3 + 1) / 2),
+        "macro_f1": pytest.approx((1 / 3 + 1) / 2),
+    }
+
+
+def test_at_stake__of_labels_and_numbers() -> None:
+    t = np.array([[True, True], [True, False], [False, False]])
+    assert sums.of(np.where(t, 0.9, 0.1), t, "labels", 5).at_stake() == {
+        "subset_accuracy": pytest.approx(1 / 3),
+        "macro_f1": pytest.approx((1 / 2 + 1) / 2),
+        "micro_f1": pytest.approx(2 / 3),
+    }
+    assert sums.of(np.zeros((2, 1)), np.array([1.0, 2.0]), "number", 5).at_stake() == {}
+
+
 @pytest.mark.parametrize("target", ["class", "labels", "number"])
 def test_weights__what_the_samples_add_is_the_difference(target: Target) -> None:
     one, other, truth = models(target)

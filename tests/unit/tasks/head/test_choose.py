@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tasks.errors import DataError
 from tasks.head.choose import choose_blocks, fold_losses, one_standard_error, score
 from tasks.records import Block
 
@@ -21,6 +22,14 @@ def test_one_standard_error__takes_the_first_within_it() -> None:
     assert one_standard_error(np.stack([best + 0.11, best + 0.09, best])) == 1
     assert one_standard_error(np.stack([best + 0.09, best + 0.2, best])) == 0
     assert one_standard_error(np.stack([best, best + 0.01])) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_standard_error__loss_that_is_no_number_is_named(bad: float) -> None:
+    with pytest.raises(DataError, match=r"candidate 2 of 2: the cross-validated losses .* numbers \(0.9, "):
+        one_standard_error(np.array([[0.9, 1.1], [0.9, bad]]))
+    with pytest.raises(DataError, match=r"a: the cross-validated losses"):
+        choose_blocks([block("a"), block("b")], lambda _: np.array([bad, 1.0]))
 
 
 def test_fold_losses__are_weighted_means() -> None:

@@ -2,8 +2,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +13,10 @@ from numpy.typing import NDArray
 
 from tasks.embedding.cache import EmbeddingCache
 from tasks.errors import CacheError, DataError
-from tasks.head import fit
+from tasks.head import fit, training
 from tasks.head.fitted import FittedHead, load
 from tasks.head.linear import Linear
+from tasks.head.training import Samples, Trained
 from tasks.params import HeadParams
 from tasks.records import SPLITS, Block, Embeddings, Manifest, Split, digest_of
 
@@ -325,3 +328,22 @@ def test_split_data__is_in_the_manifests_order(make: Make) -> None:
     assert [manifest.classes[i] for i in y] == table["label"].to_pylist()
     cache = EmbeddingCache(Path(embeddings.root), "block-0", DIM)
     np.testing.assert_array_equal(x, cache.gather(table["digest"].to_pylist()))
+
+
+def test_run__copies_are_in_one_fold_whatever_their_groups_say(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, embeddings = make(data())
+    table = pq.read_table(manifest.file).to_pandas()
+    copies = table[table["split"] == "train"].assign(group=[f"g{number // 2}" for number in range(90)])
+    pq.write_table(pa.Table.from_pandas(pd.concat([table, copies]), preserve_index=False), manifest.file)
+    seen = {}
+
+    def train(samples: Samples, **others: Any) -> Trained:
+        seen["groups"] = samples.groups
+        return training.train(samples, **others)
+
+    monkeypatch.setattr(fit, "train", train)
+    fit.run(folder(tmp_path, "a"), manifest, embeddings, PARAMS)
+    expected = [f"g{number // 2}" for number in range(90)]
+    assert seen["groups"] == [*expected, *expected]

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from tasks.head import mlp
+from tasks.head import logistic, mlp
 from tasks.head.fitted import outputs_of
 from tasks.head.folds import assign_folds
 from tasks.head.training import Samples, Trained, cross_validate, train, train_at
@@ -155,3 +155,41 @@ def test_train__is_the_same_bit_for_bit() -> None:
     assert (
         assign_folds(samples.y, None, 3, 0, "class") == assign_folds(samples.y, None, 3, 0, "class")
     ).all()
+
+
+def test_train_at__takes_the_calibration_of_another_head() -> None:
+    samples = clusters(150)
+    for imbalance in ("none", "logit_adjustment"):
+        found = fitted(samples, imbalance=imbalance)
+        again = train_at(
+            samples,
+            target="class",
+            classes=CLASSES,
+            kind=found.kind,
+            strength=found.strength,
+            params=params(imbalance=imbalance),
+            calibration=found.fitted.calibration,
+        )
+        # On all samples it is the head itself, whatever was done about rare classes.
+        np.testing.assert_allclose(again.outputs(samples.x), found.fitted.outputs(samples.x), atol=1e-3)
+
+
+def test_held_out__logits_are_those_that_were_judged() -> None:
+    samples = clusters(90)
+    folds = np.arange(90) % 3
+    judged: list[NDArray[np.float64]] = []
+    logits_at, found = logistic.held_out(
+        samples.x,
+        samples.y,
+        folds,
+        outputs=3,
+        link="softmax",
+        parts=(6,),
+        weight=None,
+        params=params(),
+        memory_bytes=1 << 20,
+        judge=judged.append,
+    )
+    assert len(judged) == found.weight.shape[1] == 3
+    for at, logits in enumerate(judged):
+        np.testing.assert_array_equal(logits_at(at), logits)
