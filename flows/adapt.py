@@ -63,7 +63,7 @@ def adapt(
     # be loaded closes the gate.
     incumbent = champion_on_test(run.name, manifest, dataset, params.data)
     evidence = examine(audit, manifest, dataset, chosen, seen, head, package, incumbent, params)
-    decision = decide(evidence, params.gate, incumbent.version, incumbent.problem)
+    decision = decide(evidence, params.gate, incumbent.version, incumbent.problem, manifest.target)
     artifacts.publish_gate(decision, evidence)
     report = write_report(name, decision, evidence, head, manifest, dataset, seen, run.lineage())
 

@@ -69,7 +69,7 @@ def _robustness(
     champion = incumbent.champion
     theirs = seen_by(champion.embedder, "embed disturbed for champion") if champion else None
     ours = seen_by(embedder, "embed disturbed")
-    return measure_robustness(sample, ours, head, champion, theirs, params.gate.metric)
+    return measure_robustness(sample, ours, head, champion, theirs, params.evaluation, params.gate.metric)
 
 
 def _baselines(

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.data import labels, split, table, units
+from tasks.data import labels, split, table
 from tasks.errors import DataError
 from tasks.params import DataParams
 from tasks.records import Audit, DatasetVersion, Manifest, Rejected, Split, Target
@@ -22,8 +22,7 @@ def run(out: Path, version: DatasetVersion, audit: Audit, params: DataParams) ->
     """Writes `manifest.parquet` into `out`.
 
     A given split is kept, and holds for the whole group; other samples are split by a hash of their
-    unit: group or content, and what copies join to it (`units.keys`). While no validation samples are
-    given, some of the given train become that.
+    group or content. While no validation samples are given, some of the given train become that.
     Content that occurs in several splits stays in the one that judges (test, then validation).
     `data.exclude` takes samples out before all that.
 
@@ -136,16 +135,19 @@ def _assigned(frame: pd.DataFrame, params: DataParams) -> list[str]:
         )
     if "validation" not in assigned:
         # A tenth of train, say: hashed as ever, so that new data moves no old sample.
-        keys = units.keys(list(frame["group"]), list(frame["digest"]))
-        held_out = split.assign(keys, params.split_seed, 0.0, params.validation_fraction)
+        held_out = split.assign(_keys(frame), params.split_seed, 0.0, params.validation_fraction)
         assigned = [other if own == "train" else own for own, other in zip(assigned, held_out, strict=True)]
     return assigned
 
 
 def _hashed(frame: pd.DataFrame, params: DataParams) -> list[Split]:
     """The split of every row where none is given."""
-    keys = units.keys(list(frame["group"]), list(frame["digest"]))
-    return split.assign(keys, params.split_seed, params.test_fraction, params.validation_fraction)
+    return split.assign(_keys(frame), params.split_seed, params.test_fraction, params.validation_fraction)
+
+
+def _keys(frame: pd.DataFrame) -> list[str]:
+    """Not the unit of `units.keys`: that an image joins two groups later must move no old sample."""
+    return [group or digest for group, digest in zip(frame["group"], frame["digest"], strict=True)]
 
 
 def _of_the_group(groups: pd.Series, given: list[str]) -> list[str]:

@@ -1,5 +1,5 @@
 """Which split a sample belongs to: decided by a seeded hash of its content (or group), so new data
-never moves an old sample, unless it joins two groups by an image that both hold."""
+never moves an old sample."""
 
 import hashlib
 from collections.abc import Iterable

@@ -90,7 +90,7 @@ def decide(
         judged_beside.slices(evaluation, params, against),
         _calibration(evaluation, params.max_miscalibration),
         judged_beside.robustness(robustness, params, against),
-        *judged_data.checks(findings, params, quarantined_fraction, target),
+        *judged_data.checks(findings, params, evaluation.samples, quarantined_fraction, target),
         *_package(trial, params, evaluation),
     )
     records = {"evaluation": evaluation, "findings": findings, "robustness": robustness, "trial": trial}
@@ -99,7 +99,10 @@ def decide(
         passed=all(reason.passed for reason in reasons),
         mode=params.mode,
         champion_version=champion_version,
-        inputs={name: record.digest for name, record in records.items() if record is not None},
+        inputs={
+            **{name: record.digest for name, record in records.items() if record is not None},
+            **({"package": trial.package} if trial else {}),
+        },
         thresholds=params.model_dump(mode="json"),
         reasons=reasons,
     )

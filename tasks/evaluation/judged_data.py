@@ -10,24 +10,33 @@ LISTED = 5  # groups named in a reason
 
 
 def checks(
-    findings: Findings | None, params: GateParams, quarantined: float, target: Target
+    findings: Findings | None, params: GateParams, test_samples: int, quarantined: float, target: Target
 ) -> tuple[Check, ...]:
-    """Leakage between train and test, groups in several splits, quarantined samples, wrong labels."""
+    """Leakage between train and test, groups in several splits, quarantined samples, wrong labels.
+
+    A test sample that could not be compared counts as leaked.
+    """
     return (
-        _leakage(findings, params.max_leakage),
+        _leakage(findings, params.max_leakage, test_samples),
         _groups(findings),
         limited("quarantined", "quarantined samples", quarantined, params.max_quarantined, percent=True),
         _label_errors(findings, params.max_label_errors, target),
     )
 
 
-def _leakage(findings: Findings | None, limit: float | None) -> Check:
+def _leakage(findings: Findings | None, limit: float | None, test_samples: int) -> Check:
     what = "test samples with a near-duplicate in train"
     if findings is None:
         return _unaudited("leakage", limit)
-    numbers = {"samples": float(findings.leaked)}
+    numbers = {"samples": float(findings.leaked), "unchecked": float(findings.unchecked)}
+    if findings.truncated and limit is not None:
+        detail = "so many images look alike that not all pairs of train and test were kept; remove copies"
+        return failed("leakage", detail, threshold=limit, numbers=numbers)
+    share = (findings.leaked + findings.unchecked) / test_samples if test_samples else math.nan
     said = counted(findings.leaked, "sample")
-    return limited("leakage", what, findings.leakage, limit, percent=True, numbers=numbers, said=said)
+    if findings.unchecked:
+        said += f", and {findings.unchecked:,} without detail to compare"
+    return limited("leakage", what, share, limit, percent=True, numbers=numbers, said=said)
 
 
 def _groups(findings: Findings | None) -> Check:

@@ -16,7 +16,9 @@ from tasks.records import (
     Head,
     Manifest,
     Robustness,
+    Target,
 )
+from tasks.settings import Settings
 from tasks.stage import build_once
 from tasks.task import options, stage_folder
 
@@ -64,17 +66,31 @@ def measure_robustness(
     head: Head,
     champion: Champion | None,
     champion_embeddings: Embeddings | None,
+    params: EvaluationParams,
     metric: str,
 ) -> Robustness:
     """What disturbed images cost the challenger and the champion."""
     from tasks.evaluation import robustness
 
-    folder = stage_folder("robustness", sample, embeddings, head, champion, champion_embeddings, metric)
+    folder = stage_folder(
+        "robustness", sample, embeddings, head, champion, champion_embeddings, params, metric
+    )
     theirs = Path(champion.folder) if champion else None
     return build_once(
         folder,
         Robustness,
-        lambda out: robustness.run(out, sample, embeddings, head.path, champion_embeddings, theirs, metric),
+        lambda out: robustness.run(
+            out,
+            sample,
+            embeddings,
+            head.path,
+            champion_embeddings,
+            theirs,
+            metric,
+            resamples=params.bootstrap,
+            alpha=params.alpha,
+            seed=params.seed,
+        ),
     )
 
 
@@ -99,14 +115,27 @@ def compare_baselines(
         folder,
         Baselines,
         lambda out: baselines.run(
-            out, manifest, embeddings, sample, baseline_embeddings, head, head_params, params, metric
+            out,
+            manifest,
+            embeddings,
+            sample,
+            baseline_embeddings,
+            head,
+            head_params,
+            params,
+            metric,
+            memory_bytes=Settings().memory_bytes,
         ),
     )
 
 
 @task(name="gate", **options())
 def decide(
-    evidence: Evidence, params: GateParams, champion_version: str | None, champion_problem: str | None
+    evidence: Evidence,
+    params: GateParams,
+    champion_version: str | None,
+    champion_problem: str | None,
+    target: Target,
 ) -> Decision:
     return gate.decide(
         evidence.evaluation,
@@ -117,5 +146,5 @@ def decide(
         robustness=evidence.robustness,
         trial=evidence.trial,
         quarantined_fraction=evidence.quarantined_fraction,
-        target=evidence.evaluation.target,
+        target=target,
     )

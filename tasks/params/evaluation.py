@@ -83,7 +83,7 @@ class GateParams(Section):
     )
     metric: Metric = Field("balanced_accuracy", description="Metric of the comparison with the champion.")
     margin: float = Field(
-        0.02,
+        0.05,
         ge=0,
         description="The challenger may be worse than the champion by at most this much, at the worse end of the interval of the paired difference. For mae and rmse in the label's unit, to be given.",
     )

@@ -118,6 +118,7 @@ class Baselines(StageRecord):
 class Trial(StageRecord):
     """The packaged model tried: requests of one image, as they will be served."""
 
+    package: str  # digest of what was tried
     samples: int
     p50_ms: float
     p95_ms: float

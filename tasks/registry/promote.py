@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tasks.errors import GateError, RegistryError
 from tasks.evaluation.gate import verify
 from tasks.records import Decision, Promotion
-from tasks.registry.names import CHAMPION, DECISION, DECISION_FILE, check_name
+from tasks.registry.names import CHAMPION, DECISION, DECISION_FILE, PACKAGE, check_name
 from tasks.registry.tracking import connect, lock
 from tasks.registry.versions import champion_version, get_version
 from tasks.settings import Settings
@@ -91,6 +91,8 @@ def _check(client: MlflowClient, version: ModelVersion) -> None:
         raise RegistryError(f"{what}: decision.json of its run can't be read ({reason})") from None
     if decision.digest != digest or hashlib.sha256(content).hexdigest() != file_digest:
         raise RegistryError(f"{what}: decision.json of its run is not the decision it was registered with")
+    if decision.inputs.get("package") != version.tags.get(PACKAGE):
+        raise RegistryError(f"{what}: its decision is about another package")
     if not decision.passed:
         failed = "; ".join(f"{r.check}: {r.detail}" for r in decision.reasons if not r.passed)
         raise RegistryError(f"{what}: the gate rejected it ({failed})")

@@ -84,6 +84,19 @@ def _log_files(client: MlflowClient, run: AdaptRun, run_id: str) -> None:
         client.log_artifacts(run_id, str(folder))
 
 
+def judged(run: AdaptRun) -> dict[str, str]:
+    """What the decision has to be about: digests by name."""
+    evidence = run.evidence
+    records = {
+        "evaluation": evidence.evaluation,
+        "findings": evidence.findings,
+        "robustness": evidence.robustness,
+        "trial": evidence.trial,
+        "package": run.package,
+    }
+    return {name: record.digest for name, record in records.items() if record is not None}
+
+
 def _results(run: AdaptRun) -> dict[str, Path]:
     """Folder of the MLflow run -> what a stage left."""
     evidence = run.evidence
@@ -152,6 +165,10 @@ def _create_version(
     verify(run.decision)
     if not run.decision.passed:
         raise RegistryError(f"{run.name}: the gate rejected this run; only a passed decision is registered")
+    if run.decision.inputs != judged(run):
+        raise RegistryError(
+            f"{run.name}: the decision is not about this model and these numbers; decide again"
+        )
     if aliases(client, run.name) is None:
         client.create_registered_model(run.name)
     ours = {key: value for key, value in tags(run).items() if key.startswith("regraft.")}

@@ -60,6 +60,7 @@ def run(
     made = Trial(
         digest="",
         folder=str(out),
+        package=tried.digest,
         samples=len(rows),
         p50_ms=p50,
         p95_ms=p95,

@@ -7,6 +7,7 @@ from prefect import task
 
 from tasks.params import HeadParams
 from tasks.records import DatasetVersion, Decision, Embeddings, Evidence, Head, Manifest, Report
+from tasks.settings import Settings
 from tasks.stage import build_once
 from tasks.task import options, stage_folder
 
@@ -62,5 +63,7 @@ def rank_candidates(
     return build_once(
         stage_folder("ranking", manifest, candidates, params, metric),
         ranking.Ranking,
-        lambda out: ranking.run(out, manifest, candidates, params, metric),
+        lambda out: ranking.run(
+            out, manifest, candidates, params, metric, memory_bytes=Settings().memory_bytes
+        ),
     )

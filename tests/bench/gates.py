@@ -281,6 +281,7 @@ FINDINGS = Findings(
     notes=(),
 )
 TRIAL = Trial(
+    package="p",
     digest="t",
     folder="unused",
     samples=30,

@@ -52,6 +52,7 @@ def adapt_run(root: Path) -> AdaptRun:
     FittedHead("class", "logistic", CLASSES, model, Calibration(np.full(2, 0.05), np.zeros(2))).save(
         root / "head"
     )
+    made = package.run(root / "package", embedder, root / "head", 1_000_000)
     return AdaptRun(
         name="wear",
         run_key="a" * 32,
@@ -101,16 +102,16 @@ def adapt_run(root: Path) -> AdaptRun:
             confidence=None,
             conformal=None,
         ),
-        package=package.run(root / "package", embedder, root / "head", 1_000_000),
-        evidence=evidence(root),
-        decision=decision(passed=True),
+        package=made,
+        evidence=evidence(root, made.digest),
+        decision=decision(made.digest, passed=True),
         report=Report(digest="re", folder=str(root / "report")),
         flow_run_id="flow-1",
         git_commit="abc123",
     )
 
 
-def evidence(root: Path, champion_version: str | None = None) -> Evidence:
+def evidence(root: Path, package_digest: str, champion_version: str | None = None) -> Evidence:
     """Of an accuracy of .9, five points above the champion's where there is one."""
     evaluation = Evaluation(
         digest="ev",
@@ -147,6 +148,8 @@ def evidence(root: Path, champion_version: str | None = None) -> Evidence:
         quarantined_fraction=0.0,
         evaluation=evaluation,
         findings=Findings(
+            unchecked=0,
+            truncated=False,
             digest="fi",
             folder=str(root / "findings"),
             near_duplicates=0,
@@ -185,6 +188,7 @@ def evidence(root: Path, champion_version: str | None = None) -> Evidence:
             doubled=None,
         ),
         trial=Trial(
+            package=package_digest,
             digest="tr",
             folder=str(root / "trial"),
             samples=2,
@@ -199,14 +203,14 @@ def evidence(root: Path, champion_version: str | None = None) -> Evidence:
     )
 
 
-def decision(*, passed: bool, champion_version: str | None = None) -> Decision:
+def decision(package_digest: str, *, passed: bool, champion_version: str | None = None) -> Decision:
     """The gate's own, of the evidence above: by a floor that is met or not."""
     params = GateParams(
         floors=(Floor(metric="accuracy", limit=0.7 if passed else 0.95),),
         metric="accuracy",
         max_miscalibration=None,
     )
-    judged = evidence(Path("/stages"), champion_version)
+    judged = evidence(Path("/stages"), package_digest, champion_version)
     return decide(
         judged.evaluation,
         params,

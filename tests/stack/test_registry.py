@@ -227,7 +227,7 @@ def test_finished__knows_a_registered_run(first: Registration, run: AdaptRun, se
 def test_record__rejected_run_is_kept_without_a_version_until_the_champion_changes(
     run: AdaptRun, settings: Settings
 ) -> None:
-    bad = _with(run, "rejected", "b", decision(passed=False))
+    bad = _with(run, "rejected", "b", decision(run.package.digest, passed=False))
     assert record(bad, {"n": 1}, settings).version is None
     assert record(bad, {"n": 1}, settings).version is None
     assert len(_runs(settings, "rejected")) == 1
@@ -237,7 +237,7 @@ def test_record__rejected_run_is_kept_without_a_version_until_the_champion_chang
     record(_with(run, "rejected", "c"), {}, settings)  # now there is a champion
 
     assert finished(bad.run_key, "rejected", settings) is None
-    against = _with(run, "rejected", "b", decision(passed=False, champion_version="1"))
+    against = _with(run, "rejected", "b", decision(run.package.digest, passed=False, champion_version="1"))
     record(against, {"n": 2}, settings)
     assert (finished(bad.run_key, "rejected", settings) or {})["n"] == 2
     assert len(_runs(settings, "rejected")) == 2

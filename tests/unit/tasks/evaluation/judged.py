@@ -40,6 +40,7 @@ ROBUSTNESS = Robustness(
     difference=Interval(value=0.01, low=-0.02, high=0.04),
 )  # fmt: skip
 TRIAL = Trial(
+    package="p",
     digest="t", folder="unused", samples=30, p50_ms=20, p95_ms=31, size_mb=14.2, largest_difference=1e-7,
     champion_p50_ms=None, champion_p95_ms=None, champion_size_mb=None,
 )  # fmt: skip

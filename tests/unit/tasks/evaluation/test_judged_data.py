@@ -5,16 +5,29 @@ import pytest
 from tests.unit.tasks.evaluation.judged import FINDINGS, PARAMS, evaluation, judge, reason
 
 
-@pytest.mark.parametrize(
-    ("field", "check", "limit"), [("leakage", "leakage", 0.02), ("label_error_rate", "label_errors", 0.2)]
-)
 @pytest.mark.parametrize(("above", "passed"), [(0.0, True), (0.001, False), (math.nan, False)])
-def test_checks__findings_have_a_limit(
-    field: str, check: str, limit: float, above: float, passed: bool
-) -> None:
-    got = judge(evaluation(), findings=FINDINGS.model_copy(update={field: limit + above}))
-    assert reason(got, check).passed is passed
+def test_checks__wrong_labels_have_a_limit(above: float, passed: bool) -> None:
+    got = judge(evaluation(), findings=FINDINGS.model_copy(update={"label_error_rate": 0.2 + above}))
+    assert reason(got, "label_errors").passed is passed
     assert got.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("leaked", "unchecked", "passed"), [(10, 0, True), (11, 0, False), (0, 10, True), (5, 6, False)]
+)
+def test_checks__what_leaked_or_could_not_be_compared_has_a_limit(
+    leaked: int, unchecked: int, passed: bool
+) -> None:
+    found = FINDINGS.model_copy(update={"leaked": leaked, "unchecked": unchecked})
+    got = judge(evaluation(samples=500), findings=found)  # 2 % are 10
+    assert reason(got, "leakage").passed is passed
+    assert ("without detail to compare" in reason(got, "leakage").detail) is (unchecked > 0)
+
+
+def test_checks__pairs_that_were_not_kept_fail_closed() -> None:
+    got = judge(evaluation(), findings=FINDINGS.model_copy(update={"truncated": True}))
+    assert [r.check for r in got.reasons if not r.passed] == ["leakage"]
+    assert "remove copies" in reason(got, "leakage").detail
 
 
 def test_checks__group_in_several_splits_is_an_error() -> None:
@@ -42,7 +55,7 @@ def test_checks__share_of_wrong_labels_must_be_estimated_for_classes() -> None:
 
 def test_checks__without_a_limit_are_listed_as_passed() -> None:
     none = {"max_leakage": None, "max_quarantined": None, "max_label_errors": None}
-    bad = FINDINGS.model_copy(update={"leakage": 0.9, "label_error_rate": 0.9})
+    bad = FINDINGS.model_copy(update={"leaked": 300, "truncated": True, "label_error_rate": 0.9})
     got = judge(evaluation(), PARAMS.model_copy(update=none), findings=bad, quarantined=0.9)
     assert got.passed
     for check in ("leakage", "quarantined", "label_errors"):

@@ -24,6 +24,7 @@ class Grey:
 
     def __init__(self, folder: Path, together: float = 0) -> None:
         self.folder = folder
+        self.digest = "of a package"
         self.asked: list[int] = []  # images in each request
         self.warm = False
         self._together = together  # what it is off by where there are several

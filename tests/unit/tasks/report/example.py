@@ -219,6 +219,8 @@ def findings(folder: Path, classes: Sequence[str]) -> Findings:
     Image.new("RGB", (60, 40), "#c6dcec").save(folder / "label-errors.png")
     pair = ((classes[0], classes[-1], 0.08),) if len(classes) > 1 else ()
     return Findings(
+        unchecked=0,
+        truncated=False,
         digest="f" * 64, folder=str(folder), near_duplicates=31, leaked=4, leakage=0.012, group_leaks=("g7",),
         label_errors=17, label_error_rate=0.021, outliers=6, confusable=pair, imbalance=2.0,
         shifts=(Shift(between="train and test", samples=(900, 400), accuracy=0.52, p_value=0.31),),
@@ -257,6 +259,7 @@ def robustness(folder: Path, evaluation: Evaluation, champion: bool) -> Robustne
 
 def trial(champion: bool) -> Trial:
     return Trial(
+        package="p",
         digest="t" * 64, folder="", samples=30, p50_ms=24.1, p95_ms=31.7, size_mb=14.2,
         largest_difference=3e-8, champion_p50_ms=23.0 if champion else None,
         champion_p95_ms=30.1 if champion else None, champion_size_mb=13.9 if champion else None,
