@@ -243,6 +243,16 @@ def test_record__rejected_run_is_kept_without_a_version_until_the_champion_chang
     assert len(_runs(settings, "rejected")) == 2
 
 
+@pytest.mark.usefixtures("direct")
+def test_record__passed_decision_about_another_package_registers_nothing(
+    run: AdaptRun, settings: Settings
+) -> None:
+    foreign = _with(run, "foreign-decision", "9", decision("0" * 64, passed=True))
+    with pytest.raises(RegistryError, match="the decision is about another model or other numbers"):
+        record(foreign, {}, settings)
+    assert aliases(connect(settings), "foreign-decision") is None
+
+
 @pytest.fixture(scope="module")
 def killed(
     run: AdaptRun, url: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory
