@@ -28,7 +28,7 @@ class DataParams(Section):
         0.1,
         gt=0,
         lt=0.9,
-        description="Share of the samples (or groups) in the validation split, which calibrates the head.",
+        description="Share of the samples (or groups) in the validation split, which sets the thresholds of confidence and conformal sets.",
     )
     split_seed: int = Field(
         0,
