@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from tasks.embedding.views import STRENGTHS
-from tasks.evaluation.plots import BLUE, GRID, INK, MUTED, OVER
+from tasks.evaluation.style import BLUE, INK, MUTED, OVER, plain, save
 from tasks.params import LOWER_IS_BETTER
 from tasks.records import Baselines, Robustness
 
@@ -53,8 +52,8 @@ def baselines(file: Path, made: Baselines, alpha: float) -> None:
         f"What the model has to beat\n{made.train_samples:,} training and {made.test_samples:,} test samples"
     )
     axes.set_title(f"{title}, {_percent(alpha)} intervals", color=INK, fontsize=11)
-    _plain(axes, "x")
-    _save(figure, file)
+    plain(axes, "x")
+    save(figure, file)
 
 
 def learning_curve(file: Path, made: Baselines, test_samples: int, alpha: float) -> None:
@@ -96,8 +95,8 @@ def learning_curve(file: Path, made: Baselines, test_samples: int, alpha: float)
     axes.set_ylabel(_metric_name(made.metric), color=INK)
     axes.set_title(f"Learning curve\njudged on {test_samples:,} test samples", color=INK, fontsize=11)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    _plain(axes, "y")
-    _save(figure, file)
+    plain(axes)
+    save(figure, file)
 
 
 def robustness(file: Path, made: Robustness) -> None:
@@ -112,7 +111,7 @@ def robustness(file: Path, made: Robustness) -> None:
         axes.plot(strengths, (made.clean, *values), "o-", color=BLUE, markersize=5, label="challenger")
         axes.set_title("JPEG" if name == "jpeg" else name, color=INK, fontsize=10)
         axes.set_xticks(strengths, ["none", *(str(strength) for strength in STRENGTHS)])
-        _plain(axes, "y")
+        plain(axes)
     panels[0].set_ylabel(_metric_name(made.metric), color=INK)
     if made.champion_clean is not None:
         handles, labels = panels[0].get_legend_handles_labels()
@@ -123,7 +122,7 @@ def robustness(file: Path, made: Robustness) -> None:
     what = f"{made.metric.replace('_', ' ')} worse by {made.loss:.3f} in the mean{beside}"
     figure.suptitle(f"Disturbed images ({made.samples:,} test samples): {what}", color=INK, fontsize=11)
     figure.supxlabel("Strength of the disturbance", color=INK, fontsize=10)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _row_name(name: str, metric: str) -> str:
@@ -143,18 +142,3 @@ def _percent(alpha: float) -> str:
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-
-
-def _plain(axes: Axes, along: str) -> None:
-    axes.grid(axis="x" if along == "x" else "y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK, labelsize=9)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    FigureCanvasAgg(figure)
-    # Without the library's name and version equal numbers give equal files.
-    figure.savefig(file, dpi=150, facecolor="white", metadata={"Software": None})

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -16,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tasks.evaluation.calibration import Reliability
+from tasks.evaluation.style import BLUE, INK, MUTED, OVER, OVER_LIGHT, UNDER_LIGHT, plain, save
 from tasks.evaluation.sums import Ints
 from tasks.records import Target
 
@@ -23,13 +22,6 @@ NUMBERED = 30  # classes up to which the cells carry their counts
 NAMED = 60  # class names along an axis; of more classes only some are named
 NAME_LENGTH = 24  # characters
 POINTS = 1000  # up to which each is drawn boldly
-
-INK = "#1f2933"
-MUTED = "#7b8794"
-BLUE = "#2f6f9f"
-OVER, OVER_LIGHT = "#c8553d", "#f6ded7"
-UNDER_LIGHT = "#c6dcec"
-GRID = "#e4e7eb"
 
 
 def confusion(out: Path, actual: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> None:
@@ -89,8 +81,8 @@ def predicted(out: Path, actual: Sequence[float], values: Sequence[float], r2: f
     axes.set_title(f"Predicted and actual, test split\n{score}, n = {len(actual):,}", color=INK, fontsize=11)
     axes.set_xlabel("Actual value", color=INK)
     axes.set_ylabel("Predicted value", color=INK)
-    _plain(axes)
-    _save(figure, out / "predicted.png")
+    plain(axes)
+    save(figure, out / "predicted.png")
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -98,12 +90,6 @@ def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    FigureCanvasAgg(figure)
-    # Without the library's name and version equal numbers give equal files.
-    figure.savefig(file, dpi=150, facecolor="white", metadata={"Software": None})
 
 
 def _short(label: str) -> str:
@@ -162,7 +148,7 @@ def _draw_confusion(file: Path, counts: Ints, classes: Sequence[str]) -> None:
     bar.set_label(f"Share of the actual class{scale}", color=INK, fontsize=10 * larger)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8 * larger, colors=INK)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _compact(count: int) -> str:
@@ -228,14 +214,5 @@ def _draw_reliability(file: Path, bins: Reliability, ece: float, target: Target)
     below.set_xlabel("Confidence (top probability)" if target == "class" else stated, color=INK)
     below.set_ylabel(f"Share of {counted}", color=INK)
     for axes in (above, below):
-        _plain(axes)
-    _save(figure, file)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK, labelsize=9)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
+        plain(axes)
+    save(figure, file)

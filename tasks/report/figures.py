@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
@@ -17,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
 
-from tasks.evaluation.plots import BLUE, GRID, INK, MUTED, OVER
+from tasks.evaluation.style import BLUE, GRID, INK, MUTED, OVER, plain, save
 from tasks.params import LOWER_IS_BETTER
 from tasks.records import Difference, Interval, Score
 from tasks.report.words import compared, metric_title, visible
@@ -92,8 +91,8 @@ def forest(file: Path, rows: Sequence[ForestRow], metric: str, overall: Interval
     for axes in (left, right):
         if axes is not None:
             axes.xaxis.set_major_locator(MaxNLocator(TICKS))
-            _plain(axes)
-    _save(figure, file)
+            plain(axes, "x")
+    save(figure, file)
 
 
 def ranking(file: Path, rows: Sequence[tuple[str, Score, float]]) -> None:
@@ -120,8 +119,8 @@ def ranking(file: Path, rows: Sequence[tuple[str, Score, float]]) -> None:
     left.set_title(title, color=INK, fontsize=9.5, loc="left")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(TICKS))
-        _plain(axes)
-    _save(figure, file)
+        plain(axes, "x")
+    save(figure, file)
 
 
 def embedding_map(
@@ -184,7 +183,7 @@ def embedding_map(
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color(GRID)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _dot(colour: str, label: str) -> Line2D:
@@ -209,18 +208,3 @@ def _plain_legend(legend: Legend) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)  # a label such as `$5` is text, not TeX
         text.set_color(INK)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK, labelsize=9)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    FigureCanvasAgg(figure)
-    # Without the library's name and version equal numbers give equal files.
-    figure.savefig(file, dpi=150, facecolor="white", metadata={"Software": None})

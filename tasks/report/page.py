@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.errors import CacheError
-from tasks.evaluation.plots import BLUE, GRID, INK, MUTED, OVER, OVER_LIGHT, UNDER_LIGHT
+from tasks.evaluation.style import BLUE, GRID, INK, MUTED, OVER, OVER_LIGHT, UNDER_LIGHT
 from tasks.records import (
     Baselines,
     Decision,
