@@ -85,12 +85,15 @@ def _check(client: MlflowClient, version: ModelVersion) -> None:
         with tempfile.TemporaryDirectory() as folder:
             content = Path(client.download_artifacts(version.run_id, "decision.json", folder)).read_bytes()
         decision = Decision.model_validate_json(content)
-        verify(decision)
-    except (MlflowException, OSError, ValidationError, GateError) as error:
+    except (MlflowException, OSError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RegistryError(f"{what}: decision.json of its run can't be read ({reason})") from None
     if decision.digest != digest or hashlib.sha256(content).hexdigest() != file_digest:
         raise RegistryError(f"{what}: decision.json of its run is not the decision it was registered with")
+    try:
+        verify(decision)
+    except GateError as error:
+        raise RegistryError(f"{what}: {error}") from None
     if decision.inputs.get("package") != version.tags.get(PACKAGE):
         raise RegistryError(f"{what}: its decision is about another package")
     if not decision.passed:

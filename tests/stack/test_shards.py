@@ -73,7 +73,10 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     weights = folder / "weights.safetensors"
     save_file(timm.create_model("test_efficientnet").state_dict(), weights)
     backbone = {"backbone": "timm:test_efficientnet", "weights": str(weights), "image_size": SIZE}
-    return folder / "tiles", f"embedding: {json.dumps(backbone)}\n{PARAMS}"
+    params = PARAMS
+    for name, value in (("baseline_samples", 40), ("robustness_samples", 4)):  # each embeds some more
+        params = params.replace(f"{name}: {value}", f"{name}: 0")
+    return folder / "tiles", f"embedding: {json.dumps(backbone)}\n{params}"
 
 
 @pytest.fixture
