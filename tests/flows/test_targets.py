@@ -88,8 +88,9 @@ def runs(place: Workplace, api_url: str) -> dict[str, Run]:
 
 
 def _served(place: Workplace, name: str, images: list[Path]) -> pd.DataFrame:
-    mlflow.set_tracking_uri(tracking_uri(place.settings))
-    model = mlflow.pyfunc.load_model(f"models:/{name}/1")
+    with pytest.MonkeyPatch.context() as patch:  # what MLflow is told otherwise stays for all later tests
+        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri(place.settings))
+        model = mlflow.pyfunc.load_model(f"models:/{name}/1")
     answer = model.predict(pd.DataFrame({"image": [file.read_bytes() for file in images]}))
     assert isinstance(answer, pd.DataFrame)
     return answer
