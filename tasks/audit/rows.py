@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.data.labels import names
 from tasks.embedding.gather import open_caches
 from tasks.records import Embeddings, Manifest, Target
 
@@ -72,7 +73,7 @@ class Rows:
             truth[np.arange(len(self)), [at[label] for label in self.text("label")]] = True
         elif self.target == "labels":
             for row, label in enumerate(self.text("label")):
-                truth[row, [at[name] for name in label.split("|") if name]] = True
+                truth[row, [at[name] for name in names(label)]] = True
         return truth
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.data.labels import names
 from tasks.data.split import position
 from tasks.records import SPLITS, Manifest, Split, digest_of
 
@@ -49,6 +50,6 @@ def _counts(manifest: Manifest, sample: pa.Table, split: Split) -> dict[str, int
     if manifest.target == "number":
         return {"": len(labels)}
     if manifest.target == "labels":
-        labels = [name for several in labels for name in several.split("|") if name]
+        labels = [name for several in labels for name in names(several)]
     found = Counter(labels)
     return {name: found[name] for name in manifest.classes}

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.data import units
+from tasks.data.labels import names
 from tasks.errors import DataError
 from tasks.evaluation import plots, predictions, slices
 from tasks.evaluation.calibration import chance_ece, reliability, selective
@@ -147,7 +148,7 @@ def _names(test: pd.DataFrame, target: Target) -> set[str]:
 
 
 def _labels(label: str) -> list[str]:
-    return [name for name in label.split(predictions.SEPARATOR) if name]
+    return list(names(label))
 
 
 def _truth(test: pd.DataFrame, known: Sequence[str], target: Target) -> Truth:

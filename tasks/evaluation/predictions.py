@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tasks.data.labels import SEPARATOR
 from tasks.evaluation.sums import THRESHOLD, Floats, sound
 from tasks.records import Target
-
-SEPARATOR = "|"  # between the names of several labels
 
 
 def write(

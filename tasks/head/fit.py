@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tasks.data import units
+from tasks.data.labels import names
 from tasks.embedding.gather import open_caches, parts
 from tasks.embedding.source import file_digest
 from tasks.errors import DataError
@@ -81,8 +82,8 @@ def truth(manifest: Manifest, labels: Sequence[Any]) -> NDArray[Any]:
         return np.array([index[name] for name in labels], dtype=np.int64)
     if manifest.target == "labels":
         y = np.zeros((len(labels), len(index)), dtype=np.float32)
-        for row, names in enumerate(labels):
-            y[row, [index[name] for name in names.split("|") if name]] = 1.0
+        for row, label in enumerate(labels):
+            y[row, [index[name] for name in names(label)]] = 1.0
         return y
     try:
         numbers = np.array([float(label) for label in labels], dtype=np.float64)

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tasks.head.blocks import Blocks
-
-Link = Literal["softmax", "sigmoid"]
+from tasks.head.calibrate import Link
 
 
 @dataclass(frozen=True)

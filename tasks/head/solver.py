@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.head.blocks import Blocks, Matrix
+from tasks.head.calibrate import Link
 from tasks.head.lbfgs import Lanes, Minimum
-from tasks.head.objective import Link, Objective, scaling
+from tasks.head.objective import Objective, scaling
 from tasks.head.precondition import Basis
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.data.labels import names
 from tasks.records import Evaluation
 from tasks.report import pictures
 from tasks.report.blocks import Gallery, Tile
@@ -110,7 +111,7 @@ def _said(predicted: object) -> str:
 
 
 def _names(labels: str) -> frozenset[str]:
-    return frozenset(labels.split("|")) - {""}
+    return frozenset(names(labels))
 
 
 def _listed(labels: frozenset[str] | None) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tasks.head.objective import Link
+from tasks.head.calibrate import Link
 from tasks.head.solver import Solutions, solve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -47,7 +47,7 @@ def manifest(tmp_path: Path) -> Manifest:
 def evaluate(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(plots, "_save", lambda _figure, file: file.touch())  # test_plots draws
+    monkeypatch.setattr(plots, "save", lambda _figure, file: file.touch())  # test_plots draws
 
     def call(
         p: Floats = P,
