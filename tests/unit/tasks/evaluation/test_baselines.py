@@ -96,7 +96,7 @@ def others(tmp_path: Path) -> Embeddings:
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(charts, "_save", lambda _figure, file: file.touch())  # test_charts draws
+    monkeypatch.setattr(charts, "save", lambda _figure, file: file.touch())  # test_charts draws
     folder = tmp_path / "out"
     folder.mkdir()
     return folder

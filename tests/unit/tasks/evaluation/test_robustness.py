@@ -35,7 +35,7 @@ HEADS = {"ours": Told(("cat", "dog")), "older": Told(("ant", "cat", "dog"))}
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charts, "_save", lambda _figure, file: file.touch())  # test_charts draws
+    monkeypatch.setattr(charts, "save", lambda _figure, file: file.touch())  # test_charts draws
     monkeypatch.setattr(fitted, "load", lambda folder: HEADS[folder.name])
 
 
