@@ -28,6 +28,10 @@ class CacheError(RegraftError):
     """The embedding cache lacks samples that should be in it, or is damaged."""
 
 
+class FinetuneError(RegraftError):
+    """Training can't start or go on: no memory, a loss that is no number, a checkpoint of another run."""
+
+
 class GateError(RegraftError):
     """A decision is not what its digest says, or does not follow from its checks."""
 

@@ -11,6 +11,7 @@ from tasks.errors import ParamsError
 from tasks.params.data import BUILTIN, DataParams
 from tasks.params.embedding import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.params.evaluation import AuditParams, EvaluationParams, Floor, GateParams
+from tasks.params.finetune import MIXES, DistillParams, FinetuneParams
 from tasks.params.head import HeadParams
 from tasks.params.metrics import IN_LABEL_UNITS, KINDS, LOWER_IS_BETTER, METRICS, Metric
 from tasks.params.section import Fraction, Section
@@ -21,14 +22,17 @@ __all__ = [
     "KINDS",
     "LOWER_IS_BETTER",
     "METRICS",
+    "MIXES",
     "NETWORK",
     "PIXELS",
     "RANDOM",
     "AuditParams",
     "BackboneParams",
     "DataParams",
+    "DistillParams",
     "EmbeddingParams",
     "EvaluationParams",
+    "FinetuneParams",
     "Floor",
     "Fraction",
     "GateParams",
@@ -47,6 +51,8 @@ class Params(Section):
     data: DataParams = DataParams()
     embedding: EmbeddingParams = EmbeddingParams()
     head: HeadParams = HeadParams()
+    finetune: FinetuneParams = FinetuneParams()
+    distill: DistillParams = DistillParams()
     audit: AuditParams = AuditParams()
     evaluation: EvaluationParams = EvaluationParams()
     gate: GateParams = GateParams()

@@ -19,6 +19,7 @@ from tasks.records.evaluation import (
     Selective,
     Trial,
 )
+from tasks.records.finetune import Climb, Epoch, Ladder, Rung, RungChoice, TrialPoint, Tuned
 from tasks.records.head import Confidence, Conformal, Head, Kind, Score
 from tasks.records.record import (
     SPLITS,
@@ -33,6 +34,7 @@ from tasks.records.record import (
 )
 from tasks.records.registry import Champion, ModelPackage, Promotion, RegisteredVersion, Registration
 from tasks.records.result import AdaptResult, AuditFacts, DatasetFacts, EmbeddingFacts, GateFacts, HeadFacts
+from tasks.records.student import Teacher, Throughput
 
 __all__ = [
     "SPLITS",
@@ -44,6 +46,7 @@ __all__ = [
     "Block",
     "Champion",
     "Check",
+    "Climb",
     "Confidence",
     "Conformal",
     "CurvePoint",
@@ -54,6 +57,7 @@ __all__ = [
     "Embedder",
     "EmbeddingFacts",
     "Embeddings",
+    "Epoch",
     "Evaluation",
     "Evidence",
     "Findings",
@@ -62,6 +66,7 @@ __all__ = [
     "HeadFacts",
     "Interval",
     "Kind",
+    "Ladder",
     "Manifest",
     "McNemar",
     "ModelPackage",
@@ -75,12 +80,18 @@ __all__ = [
     "Rejected",
     "Report",
     "Robustness",
+    "Rung",
+    "RungChoice",
     "Score",
     "Selective",
     "Shift",
     "Split",
     "StageRecord",
     "Target",
+    "Teacher",
+    "Throughput",
     "Trial",
+    "TrialPoint",
+    "Tuned",
     "digest_of",
 ]

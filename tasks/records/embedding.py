@@ -1,9 +1,9 @@
 """Records of the embedding stage."""
 
 from collections.abc import Collection
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from tasks.records.record import Record, digest_of
 
@@ -47,7 +47,15 @@ class Backbone(Record):
     library: str  # of the architecture, with its version: `timm 1.0.31`
     preprocess: Preprocess
     precision: Literal["float32", "bfloat16"]  # of the forward pass; vectors are float32
+    tuned: str | None = None  # digest of the manifest whose training split its weights were trained on
     blocks: tuple[Block, ...]
+
+    @model_serializer(mode="wrap")
+    def _as_ever_where_not_tuned(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `tuned` where it says nothing: such records, and what is named after their content,
+        are the same as before there was the field."""
+        values: dict[str, Any] = handler(self)
+        return values if values.get("tuned") is not None else _without(values, "tuned")
 
 
 class Embedder(Record):
@@ -85,6 +93,13 @@ class Embeddings(Record):
     blocks: tuple[Block, ...]  # an embedding is their concatenation
     computed: int  # distinct samples embedded now
     cached: int  # distinct samples found in the cache
+    # `Backbone.tuned` by the digest of a block, of those whose backbone has it.
+    tuned: dict[str, str] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _as_ever_where_not_tuned(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return values if values.get("tuned") else _without(values, "tuned")
 
     @property
     def dim(self) -> int:
@@ -97,4 +112,9 @@ class Embeddings(Record):
         if kept == self.blocks:
             return self
         digest = digest_of(self.digest, [block.digest for block in kept])
-        return self.model_copy(update={"digest": digest, "blocks": kept})
+        tuned = {block.digest: self.tuned[block.digest] for block in kept if block.digest in self.tuned}
+        return self.model_copy(update={"digest": digest, "blocks": kept, "tuned": tuned})
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}

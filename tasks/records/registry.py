@@ -16,6 +16,7 @@ class Champion(Record):
     folder: str  # its package: model.json, the weights of its backbones, head.safetensors
     embedder: Embedder
     target: Target
+    package: str = ""  # digest of the package
     manifest: str | None = None  # path of the manifest it was trained on, where its run has it
 
 

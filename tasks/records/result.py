@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from tasks.records.decision import Check
+from tasks.records.finetune import Rung
 from tasks.records.head import Kind
 from tasks.records.record import Interval
 from tasks.records.registry import RegisteredVersion
@@ -49,6 +50,9 @@ class AdaptResult(BaseModel):
     embedding: EmbeddingFacts
     head: HeadFacts
     audit: AuditFacts
+    rung: str = "frozen"  # of the ladder: the one that was taken
+    ladder: tuple[Rung, ...] = ()
+    climb: str = ""  # why it was climbed, or not
     metrics: dict[str, Interval]
     champion_metrics: dict[str, Interval] | None
     gate: GateFacts

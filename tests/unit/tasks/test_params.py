@@ -56,7 +56,7 @@ def _models() -> list[type[BaseModel]]:
 
 
 def test_params__every_field_is_described() -> None:
-    assert len(_models()) == 7
+    assert len(_models()) == 9
     nameless = [
         f"{model.__name__}.{name}"
         for model in _models()
