@@ -3,6 +3,7 @@ confusable classes, and shifts."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def run(
 
     alike = duplicates.find(rows, vectors, look, params)
     outputs = _outputs(rows, vectors, head)
-    errors = _label_errors(rows, outputs, params)
+    seen_labels = _seen_labels(rows, head)
+    errors = _label_errors(rows, outputs, ~seen_labels, params)
     seen = space.fit(vectors, rows.contents, parts(embeddings), params.seed)
     coordinates = seen.project(vectors, rows.contents)
     kind = rows.truth.argmax(axis=1) if rows.target == "class" else np.zeros(len(rows), dtype=np.int64)
@@ -63,8 +65,8 @@ def run(
     listed = review.entries(rows, alike, errors, far)
     review.write_csv(out / "review.csv", listed)
     review.draw_sheets(out, data, rows, alike, errors, far, params.listed)
-    train = rows.of_split("train")
-    mistaken = classes.confusable(_said(rows, outputs)[train], rows.truth[train], rows.classes)
+    told = rows.of_split("train" if head.judged_on == "folds" else "validation")
+    mistaken = classes.confusable(_said(rows, outputs)[told], rows.truth[told], rows.classes)
     found = Findings(
         digest="",
         folder=str(out),
@@ -80,7 +82,7 @@ def run(
         confusable=mistaken,
         imbalance=classes.imbalance(manifest.counts["train"]) if rows.classes else None,
         shifts=shifts,
-        notes=(*_of_pairs(alike), *notes),
+        notes=(*_of_pairs(alike), *_of_labels(seen_labels), *notes),
     )
     facts = found.model_dump(mode="json", exclude={"digest", "folder"})
     worst = {
@@ -94,32 +96,43 @@ def run(
 
 
 def _outputs(rows: Rows, vectors: Vectors, head: Head) -> Doubles:
-    """What a head that did not see the row says, [N, K]: of train the folds' heads, else the head."""
+    """What the head says of each row, [N, K], where there is one by a head that did not see it: of train
+    the folds' heads or, judged on validation, of validation what was chosen and calibrated without it."""
     told = pq.read_table(head.path / "held_out.parquet", columns=["digest", "outputs"])
-    train = rows.of_split("train")
+    held_out = rows.of_split("train" if head.judged_on == "folds" else "validation")
     digests = np.array(rows.text("digest"), dtype=object)
-    if told["digest"].to_pylist() != digests[train].tolist():
+    if told["digest"].to_pylist() != digests[held_out].tolist():
+        which = "training" if head.judged_on == "folds" else "validation"
         raise DataError(
-            f"{head.path / 'held_out.parquet'}: is not of this manifest's training samples;"
-            " fit the head again"
+            f"{head.path / 'held_out.parquet'}: is not of this manifest's {which} samples; fit the head again"
         )
-    held_out = told["outputs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flat = told["outputs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     outputs = np.empty((len(rows), len(rows.classes) or 1))
-    outputs[train] = held_out.reshape(len(told), -1)
+    outputs[held_out] = flat.reshape(len(told), -1)
     model = fitted.load(head.path)
-    rest = np.flatnonzero(~train)
+    rest = np.flatnonzero(~held_out)
     for start, some in vectors.chunks(digests[rest].tolist()):
         outputs[rest[start : start + len(some)]] = model.outputs(some)
     return outputs
 
 
-def _label_errors(rows: Rows, outputs: Doubles, params: AuditParams) -> LabelErrors:
+def _seen_labels(rows: Rows, head: Head) -> Bools:
+    """The rows [N] whose labels all that is said of them has seen: a backbone that was trained on the
+    training split agrees with a wrong label of it."""
+    return rows.of_split("train") if head.judged_on == "validation" else np.zeros(len(rows), dtype=np.bool_)
+
+
+def _label_errors(rows: Rows, outputs: Doubles, checked: Bools, params: AuditParams) -> LabelErrors:
+    """Among the `checked` rows [N]; the rate is theirs."""
+    said, truth = outputs[checked], rows.truth[checked]
     if rows.target == "class":
-        return label_errors.of_classes(outputs, rows.truth.argmax(axis=1), rows.classes)
-    if rows.target == "labels":
-        return label_errors.of_labels(outputs, rows.truth, rows.classes)
-    values = rows.frame["label"].to_numpy(dtype=np.float64)
-    return label_errors.of_numbers(outputs[:, 0], values, params.outliers)
+        found = label_errors.of_classes(said, truth.argmax(axis=1), rows.classes)
+    elif rows.target == "labels":
+        found = label_errors.of_labels(said, truth, rows.classes)
+    else:
+        values = rows.frame["label"].to_numpy(dtype=np.float64)[checked]
+        found = label_errors.of_numbers(said[:, 0], values, params.outliers)
+    return replace(found, rows=np.flatnonzero(checked)[found.rows])
 
 
 def _said(rows: Rows, outputs: Doubles) -> Bools:
@@ -134,6 +147,15 @@ def _group_leaks(rows: Rows) -> tuple[str, ...]:
     """Groups with samples in several splits."""
     grouped = rows.frame[rows.frame["group"] != ""].groupby("group")["split"].nunique()
     return tuple(sorted(str(group) for group in grouped.index[grouped > 1]))
+
+
+def _of_labels(unchecked: Bools) -> list[str]:
+    if not unchecked.any():
+        return []
+    return [
+        f"the labels of the {int(unchecked.sum()):,} training images were not checked: the backbone was"
+        " trained on them, and agrees with wrong ones too; audit them with a head on the frozen backbone"
+    ]
 
 
 def _of_pairs(alike: Duplicates) -> list[str]:

@@ -24,7 +24,7 @@ from tasks.embedding.source import (
     named,
     packaged_file,
 )
-from tasks.embedding.weights import keep, lite_to_timm, read_checkpoint
+from tasks.embedding.weights import TUNED, keep, lite_to_timm, read_checkpoint, tuned_on
 from tasks.errors import BackboneError
 from tasks.params import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.records import Backbone, Block, Embedder, Preprocess
@@ -72,7 +72,9 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
             network, preprocess, tensors = _torchvision(name, params, store)
     tensors = _of_network(tensors, network, params.backbone)
     _load(network, tensors, params.backbone)
-    file, digest = keep(tensors, store)
+    named_file = params.weights not in ("auto", RANDOM) and params.backbone != PIXELS
+    tuned = tuned_on(local_file(params.weights)) if named_file else None
+    file, digest = keep(tensors, store, {} if tuned is None else {TUNED: tuned})
     backbone = Backbone(
         digest="",
         name=params.backbone,
@@ -81,6 +83,7 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
         library=library_of(params.backbone),
         preprocess=preprocess,
         precision=params.precision,
+        tuned=tuned,
         blocks=(),
     )
     return named(backbone.model_copy(update={"blocks": _blocks(backbone, network.eval(), params)}))

@@ -124,12 +124,20 @@ def complete(files: Mapping[str, str], embedder: Embedder, settings: Settings, c
                 f" (first: {missing[0]}, {files[missing[0]]}, block {block[:16]}); run again"
             )
         _tidy(cache.folder, settings)
+    tuned = {
+        block.digest: backbone.tuned
+        for backbone in embedder.backbones
+        if backbone.tuned is not None
+        for block in backbone.blocks
+    }
     return Embeddings(
-        digest=digest_of(embedder.digest, sorted(files)),
+        # What was seen in training changes no vector, and what may be concluded from them.
+        digest=digest_of(embedder.digest, sorted(files), *([tuned] if tuned else [])),
         root=str(settings.root / "embeddings"),
         blocks=embedder.blocks,
         computed=computed,
         cached=len(files) - computed,
+        tuned=tuned,
     )
 
 

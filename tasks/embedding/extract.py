@@ -1,32 +1,27 @@
 """Embedding images: as many symmetric threads as cores, each of which reads, decodes and runs its own
 forward pass, so that no core waits for another."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.data.image import BadImage
-from tasks.data.stack import Stack, check_stack, row_digests
 from tasks.embedding.cache import EmbeddingCache
-from tasks.embedding.decode import pixels
 from tasks.embedding.disturbance import disturb
 from tasks.embedding.features import Output, outputs_of
 from tasks.embedding.forward import Forward, threads
 from tasks.embedding.preprocess import batch
 from tasks.embedding.preprocess import crops as crops_of_stack
+from tasks.embedding.sample import Sample, decoded, rows
 from tasks.embedding.views import divided
-from tasks.errors import DataError
 from tasks.records import Backbone, Block
+
+__all__ = ["Extractor", "Sample", "extract"]
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of a block -> [N, d]
 
@@ -34,16 +29,6 @@ SEGMENT_ROWS = 4096
 SEGMENT_SECONDS = 60.0
 _WAITING = 4  # pieces of work for each thread that are ready for it
 _PIXELS = 2**22  # of decoded images that a thread holds before it cuts their crops
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """An image file, or a row of a stack of images, and the digest that it had when the manifest
-    was made."""
-
-    digest: str
-    file: Path
-    row: int | None = None
 
 
 class Extractor:
@@ -193,18 +178,15 @@ def _images(
 ) -> Iterator[tuple[Sequence[Tensor] | Tensor, list[str]]]:
     """The decoded images of a piece with their digests: rows of one stack together, others in groups
     of a few megapixels."""
-    rows = [sample.row for sample in piece if sample.row is not None]
-    if len(rows) == len(piece) and len({sample.file for sample in piece}) == 1:
-        yield _rows(piece, rows), [sample.digest for sample in piece]
+    numbers = [sample.row for sample in piece if sample.row is not None]
+    if len(numbers) == len(piece) and len({sample.file for sample in piece}) == 1:
+        yield rows(piece, numbers), [sample.digest for sample in piece]
         return
     images: list[Tensor] = []
     digests: list[str] = []
     held = 0
     for sample in piece:
-        if sample.row is None:
-            images.append(pixels(_content(sample), max_pixels))
-        else:
-            images.append(_rows([sample], [sample.row])[0])
+        images.append(decoded(sample, max_pixels))
         digests.append(sample.digest)
         held += images[-1].shape[1] * images[-1].shape[2]
         if held >= _PIXELS:
@@ -212,37 +194,6 @@ def _images(
             images, digests, held = [], [], 0
     if images:
         yield images, digests
-
-
-def _content(sample: Sample) -> bytes:
-    try:
-        content = sample.file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{sample.file}: vanished during the run ({error.strerror}); run again") from None
-    _check(sample, hashlib.sha256(content).hexdigest())
-    return content
-
-
-def _rows(piece: Sequence[Sample], rows: Sequence[int]) -> Tensor:
-    """Rows of a stack, [N, C, H, W]; grey ones have C = 1."""
-    file = piece[0].file
-    try:
-        images = _stack(file).read(rows)  # [N, H, W, C]
-    except (OSError, BadImage) as error:
-        raise DataError(f"{file}: changed during the run ({error}); run again") from None
-    for sample, digest in zip(piece, row_digests(images), strict=True):
-        _check(sample, digest)
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-@lru_cache(maxsize=64)
-def _stack(file: Path) -> Stack:
-    return check_stack(file, max_pixels=2**62)
-
-
-def _check(sample: Sample, digest: str) -> None:
-    if digest != sample.digest:
-        raise DataError(f"{sample.file}: changed during the run; run again")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def decoding() -> tuple[str, ...]:
 
 def fingerprint(backbone: Backbone, block: Block) -> str:
     """Digest of everything that changes the vectors of a block; where the weights lie does not."""
-    described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks"})
+    described = backbone.model_dump(mode="json", exclude={"digest", "weights", "blocks", "tuned"})
     disturbance = views.divided(block.view)[1]
     further = () if disturbance is None else (f"disturbance {views.VERSION}",)
     return digest_of(decoding(), described, block.layer, block.pooling, block.view, *further)

@@ -1,6 +1,7 @@
 """Reading pretrained weights: the one place that opens a checkpoint that is a pickle (with
 `weights_only=True`; it is kept as safetensors from then on)."""
 
+import json
 import os
 import pickle
 import tempfile
@@ -8,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.embedding.source import file_digest
 from tasks.errors import BackboneError
+
+# In the header's metadata: digest of the manifest whose training split the weights were trained on.
+TUNED = "regraft.tuned"
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
@@ -36,18 +40,45 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def keep(tensors: dict[str, Tensor], store: Path) -> tuple[Path, str]:
+def tuned_on(file: Path) -> str | None:
+    """The digest of the manifest whose training split weights were trained on, as `keep` wrote it; none
+    where the file does not say so.
+
+    Raises:
+        BackboneError: the file is missing or damaged.
+    """
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            about: Mapping[str, str] = opened.metadata() or {}
+    except OSError as error:
+        raise BackboneError(f"{file}: can't be read ({error.strerror}); name an existing file") from None
+    except SafetensorError as error:
+        raise BackboneError(f"{file}: is not a file of weights ({error}); fetch it again") from None
+    return about.get(TUNED)
+
+
+def keep(tensors: dict[str, Tensor], store: Path, about: Mapping[str, str] = {}) -> tuple[Path, str]:
     """Saves tensors as `<store>/<SHA-256 of the file>.safetensors`; a file that is there stays.
+
+    Args:
+        about: what the header's metadata is to say, by keys that begin with `regraft.`, as `TUNED`.
 
     Returns:
         The file and the digest.
     """
+    foreign = sorted(key for key in about if not key.startswith("regraft."))
+    if foreign:
+        raise ValueError(f"metadata of weights must be of regraft.…, not {foreign[0]}")
     store.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".safetensors", dir=store)
     os.close(handle)
     made = Path(name)
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, made)
+        if about:
+            _describe(made, about)
         digest = file_digest(made)
         file = store / f"{digest}.safetensors"
         with made.open("rb") as written:
@@ -56,6 +87,19 @@ def keep(tensors: dict[str, Tensor], store: Path) -> tuple[Path, str]:
     finally:
         made.unlink(missing_ok=True)
     return file, digest
+
+
+def _describe(file: Path, about: Mapping[str, str]) -> None:
+    """Writes metadata into a file's header, https://github.com/huggingface/safetensors#format, in the
+    order of its keys: that of the library is another one each time."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(about.items())), **json.loads(content[8:end])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(memoryview(content)[end:])
 
 
 def lite_to_timm(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -26,17 +26,23 @@ class Balance:
     adjustments: tuple[tuple[Kind, Matrix], ...] = ()  # [K], added to a kind's logits
 
     @classmethod
-    def of(cls, y: NDArray[np.int64], classes: int, imbalance: str) -> Self:
+    def of(
+        cls, y: NDArray[np.int64], classes: int, imbalance: str, counted: NDArray[np.bool_] | None = None
+    ) -> Self:
         """Of class indices y [N] by `HeadParams.imbalance`.
+
+        Args:
+            counted: [N], the rows whose classes are counted; none: all.
 
         Logit adjustment: Menon et al., https://arxiv.org/abs/2007.07314, after the fit.
         """
-        counts = np.bincount(y, minlength=classes)
-        log_share = np.log((counts + 0.5) / (len(y) + 0.5 * classes))
+        counts = np.bincount(y if counted is None else y[counted], minlength=classes)
+        total = int(counts.sum())
+        log_share = np.log((counts + 0.5) / (total + 0.5 * classes))
         if imbalance == "none":
             # The class means alone do not know how frequent a class is.
             return cls(adjustments=(("prototype", log_share),))
-        weight = (len(y) / (classes * np.maximum(counts, 1)))[y]
+        weight = (total / (classes * np.maximum(counts, 1)))[y]
         if imbalance == "balanced":  # votes of neighbours have no loss to be weighed in
             return cls(weight, weight, (("knn", -log_share),))
         return cls(None, weight, (("logistic", -log_share), ("mlp", -log_share), ("knn", -log_share)))
@@ -53,8 +59,11 @@ class Balance:
         )
 
 
-def balance_of(y: NDArray[np.generic], outputs: int, params: HeadParams) -> Balance:
-    """Of [N] class indices; labels and numbers are taken as they come."""
+def balance_of(
+    y: NDArray[np.generic], outputs: int, params: HeadParams, counted: NDArray[np.bool_] | None = None
+) -> Balance:
+    """Of [N] class indices, of which the `counted` rows [N] (none: all) say how frequent a class is;
+    labels and numbers are taken as they come."""
     if y.ndim == 1 and np.issubdtype(y.dtype, np.integer):
-        return Balance.of(np.asarray(y, dtype=np.int64), outputs, params.imbalance)
+        return Balance.of(np.asarray(y, dtype=np.int64), outputs, params.imbalance, counted)
     return Balance()

@@ -1,4 +1,4 @@
-"""Choices by cross-validated loss, with the one-standard-error rule.
+"""Choices by the loss on what was held out, with the one-standard-error rule.
 
 Hastie et al., The Elements of Statistical Learning, 7.10.1: the simplest candidate whose loss is
 within one standard error of the least. With few samples the least loss is least partly by luck.
@@ -13,9 +13,11 @@ from tasks.errors import DataError
 from tasks.head.linear import Matrix
 from tasks.records import Block, Score
 
+SHOWN = 20  # losses in an error
+
 
 def score(losses: Matrix) -> Score:
-    """The mean and its standard error of the losses [F] of folds."""
+    """The mean and its standard error of the losses [F] of folds or units."""
     error = losses.std(ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else 0.0
     return Score(value=float(losses.mean()), standard_error=float(error))
 
@@ -24,7 +26,7 @@ def one_standard_error(losses: Matrix) -> int:
     """Which candidate to take.
 
     Args:
-        losses: [S, F], of S candidates, simplest first, on F folds.
+        losses: [S, F], of S candidates, simplest first, on F folds or units.
 
     Raises:
         DataError: a loss is no number.
@@ -40,6 +42,17 @@ def fold_losses(losses: Matrix, folds: NDArray[np.int64], weight: Matrix | None 
     return means
 
 
+def unit_losses(losses: Matrix, units: NDArray[np.int64], weight: Matrix | None = None) -> Matrix:
+    """A number [U] for each unit of the losses [M] of samples: their mean is the (weighted) mean of the
+    samples, and its standard error that of a ratio of two sums over units, of which one may be larger
+    than another (Cochran, Sampling Techniques, 6.3)."""
+    weight = np.ones(len(losses)) if weight is None else weight
+    mean = np.average(losses, weights=weight)
+    sums = np.bincount(units, weight * (losses - mean))
+    means: Matrix = mean + sums * (len(sums) / weight.sum())
+    return means
+
+
 def choose_blocks(
     blocks: Sequence[Block], losses_of: Callable[[tuple[int, ...]], Matrix]
 ) -> tuple[tuple[int, ...], dict[str, Score]]:
@@ -47,8 +60,8 @@ def choose_blocks(
     long as one does; then of these steps the first that is not worse than the last by more than one
     standard error.
 
-    It is the error of the differences of the folds, which all choices share: how much harder one fold
-    is than another says nothing about blocks.
+    It is the error of the differences of the folds (or units), which all choices share: how much harder
+    one fold is than another says nothing about blocks.
 
     Surface inspection, of blocks.0 to blocks.6 (mean, max, std) and network: it takes blocks.0 to
     blocks.4, cross-validated log loss .288 (test .354); network alone .418 (test .481), blocks.2 to
@@ -56,8 +69,8 @@ def choose_blocks(
 
     Args:
         blocks: what there is to choose from.
-        losses_of: cross-validated losses [F] of the folds of a head on some blocks (their places,
-            ascending).
+        losses_of: losses [F] of the folds or units that a head on some blocks (their places,
+            ascending) did not see.
 
     Returns:
         The chosen blocks' places, ascending, and the score of every choice that was tried, by the
@@ -92,9 +105,10 @@ def _check(what: str, losses: Matrix) -> None:
     for at, each in enumerate(losses):
         if not np.isfinite(each).all():
             which = what if len(losses) == 1 else f"{what} {at + 1} of {len(losses)}"
-            shown = ", ".join(f"{loss:.3g}" for loss in each)
+            some = each if len(each) <= SHOWN else each[~np.isfinite(each)][:SHOWN]
+            shown = ", ".join(f"{loss:.3g}" for loss in some)
             raise DataError(
-                f"{which}: the cross-validated losses of the folds are not all numbers ({shown}); "
+                f"{which}: the losses on what was held out are not all numbers ({shown}); "
                 "look for embeddings or labels that are not finite or very large"
             )
 

@@ -5,8 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.data import units
 from tasks.errors import DataError
 from tasks.records import Manifest, Target
+
+# Units. With 30, one choice and temperature in sixty was as bad as those of the folds, with 50 none
+# (docs/adr/0008).
+LEAST_VALIDATION = 50
 
 
 def check_folds(manifest: Manifest, folds: int) -> None:
@@ -31,6 +36,22 @@ def check_folds(manifest: Manifest, folds: int) -> None:
         raise DataError(
             f"{noun} {label!r} has {counts.get(label, 0)} training samples, fewer than head.folds = {folds};"
             " add samples or lower head.folds"
+        )
+
+
+def check_validation(manifest: Manifest) -> None:
+    """A head on a tuned backbone is chosen and calibrated by the validation split; known before the
+    backbone is trained.
+
+    Raises:
+        DataError: that has too few units (samples that share no group and no content).
+    """
+    count = len(set(units.of_split(manifest, "validation")))
+    if count < LEAST_VALIDATION:
+        raise DataError(
+            f"{count} independent validation samples are fewer than the {LEAST_VALIDATION} by which a head"
+            " on a backbone that was trained on the training split is chosen and calibrated; add samples,"
+            " raise data.validation_fraction, or keep the frozen backbone (finetune.when: never)"
         )
 
 

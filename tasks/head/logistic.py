@@ -24,7 +24,7 @@ def held_out(
     memory_bytes: int,
     judge: Callable[[Matrix], None] = lambda _: None,
 ) -> tuple[Callable[[int], Matrix], Solutions]:
-    """What gives the logits [N, K] of each sample by the fits without its fold, at one of the S
+    """What gives the logits [M, K] of each sample with a fold by the fit without that, at one of the S
     strengths from the least on; and the fits. The logits of all strengths at once (a million samples
     of a thousand classes: 8 GB each) are never held: `judge` is given them one after the other, and to
     compute them again takes one pass over x, of which the fits took hundreds. Once the loss has
@@ -34,30 +34,32 @@ def held_out(
     Args:
         x: [N, D].
         y: [N] class indices, or [N, K] labels.
-        folds: [N], the fold of each sample.
+        folds: [N], the fold of each sample; -1: none, every fit has it. M samples have one.
         outputs: K.
         weight: [N], of the samples in the loss; none: all the same.
         memory_bytes: larger x is read in blocks.
-        judge: looks at the logits [N, K] of each strength.
+        judge: looks at the logits [M, K] of each strength.
     """
     loss: list[float] = []
+    judged, count = np.flatnonzero(folds >= 0), int(folds.max()) + 1
+    truth, weighed = y[judged], None if weight is None else weight[judged]
 
     def logits_of(one: Solutions) -> Matrix:
-        logits = np.empty((len(x), outputs))
-        for fold in range(params.folds):
-            rows = np.flatnonzero(folds == fold)
-            for some in chunks(len(rows)):
-                logits[rows[some]] = one.logits(x[rows[some]], fold)[:, 0]
+        logits = np.empty((len(judged), outputs))
+        for fold in range(count):
+            places = np.flatnonzero(folds[judged] == fold)
+            for some in chunks(len(places)):
+                logits[places[some]] = one.logits(x[judged[places[some]]], fold)[:, 0]
         return logits
 
     def overfits(found: Solutions) -> bool:
         """Judges the last strength of `found`."""
         logits = logits_of(found.at(-1))
         judge(logits)
-        loss.append(float(np.average(losses(logits, y), weights=weight)))
+        loss.append(float(np.average(losses(logits, truth), weights=weighed)))
         return len(loss) > 2 and loss[-3] < loss[-2] < loss[-1]
 
-    strengths, rows = sorted(params.strengths), folds != np.arange(params.folds)[:, None]
+    strengths, rows = sorted(params.strengths), folds != np.arange(count)[:, None]
     found = _solve(x, y, strengths, rows, outputs, link, parts, weight, params, memory_bytes, enough=overfits)
     return lambda at: logits_of(found.at(at)), found
 
@@ -77,7 +79,13 @@ def fit(
 ) -> Linear:
     """The head at C = `strength`, fitted on all rows; `start` is where the solver begins."""
     rows = np.ones((1, len(x)), dtype=bool)
-    found = _solve(x, y, [strength], rows, outputs, link, parts, weight, params, memory_bytes, start=start)
+    return linear(
+        _solve(x, y, [strength], rows, outputs, link, parts, weight, params, memory_bytes, start=start)
+    )
+
+
+def linear(found: Solutions) -> Linear:
+    """The head of one fit at one strength."""
     return Linear(
         mean=found.mean[0],
         scale=found.scale[0],

@@ -217,3 +217,22 @@ def test_embeddings__selected_blocks_are_another_identity() -> None:
     some = embeddings.select(["a-1"])
     assert (some.blocks, some.dim) == (blocks[1:], 2)
     assert some.digest not in {"e", embeddings.select(["a-0"]).digest}
+
+
+def test_backbone__not_tuned_is_written_as_it_always_was() -> None:
+    (backbone,) = _embedder("a").backbones
+    told = json.loads(backbone.model_dump_json())
+    assert "tuned" not in told
+    assert Backbone.model_validate(told) == backbone
+    tuned = backbone.model_copy(update={"tuned": "m"})
+    assert json.loads(tuned.model_dump_json()) == {**told, "tuned": "m"}
+    assert Backbone.model_validate_json(tuned.model_dump_json()) == tuned
+
+
+def test_embeddings__selected_blocks_keep_what_they_were_tuned_on() -> None:
+    blocks = _embedder("a").blocks
+    embeddings = Embeddings(digest="e", root="/r", blocks=blocks, computed=1, cached=2)
+    assert "tuned" not in embeddings.model_dump()
+    tuned = embeddings.model_copy(update={"tuned": {"a-1": "m"}})
+    assert (tuned.select(["a-0"]).tuned, tuned.select(["a-1"]).tuned) == ({}, {"a-1": "m"})
+    assert Embeddings.model_validate_json(tuned.model_dump_json()) == tuned

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,12 @@ class Place:
         return self.known[path]
 
     def run(
-        self, champion: Path | None = None, target: Target = "class", name: str = "out", held_out: int = 0
+        self,
+        champion: Path | None = None,
+        target: Target = "class",
+        name: str = "out",
+        held_out: int = 0,
+        judged_on: Literal["folds", "validation"] = "folds",
     ) -> Findings:
         ordered = sorted(self.samples, key=lambda sample: (self.digest(sample.path), sample.path))
         digests = [self.digest(sample.path) for sample in ordered]
@@ -104,16 +110,17 @@ class Place:
         kind = {"class": "logistic", "labels": "multilabel", "number": "ridge"}[target]
         model = FittedHead(target, kind, classes, linear, Calibration.none(k))  # type: ignore[arg-type]
         model.save(self.root / "h")
-        train = np.array([sample.split == "train" for sample in ordered])
+        split = "train" if judged_on == "folds" else "validation"
+        told_of = np.array([sample.split == split for sample in ordered])
         told = {
-            "digest": np.array(digests)[train].tolist()[held_out:],
-            "outputs": model.outputs(vectors[train]).astype(np.float32).tolist()[held_out:],
+            "digest": np.array(digests)[told_of].tolist()[held_out:],
+            "outputs": model.outputs(vectors[told_of]).astype(np.float32).tolist()[held_out:],
         }
         pq.write_table(pa.table(told), self.root / "h/held_out.parquet")
         head = Head(
             digest="h", folder=str(self.root / "h"), target=target, kind=kind, classes=classes,
             blocks=(BLOCK.digest,), strength=None, strengths={}, kinds={}, inputs={}, calibration="none",
-            temperature=1, confidence=None, conformal=None,
+            temperature=1, confidence=None, conformal=None, judged_on=judged_on,
         )  # fmt: skip
         return audit.run(out, manifest, self.root / "data", embeddings, head, champion, AuditParams())
 
@@ -295,3 +302,28 @@ def test_write_csv__formulas_are_text_and_numbers_stay(tmp_path: Path) -> None:
     expected = ["'=1+1", "'+cmd|x", "'-2+3", "'@sum", "'\tx", "'\rx", "-5", "+1.5", "'-inf", "a=b"]
     assert [row["path"] for row in rows] == [row["suggested"] for row in rows] == expected
     assert rows[0]["score"] == "-1.5"
+
+
+@pytest.mark.parametrize("target", ["class", "labels", "number"])
+def test_audit__labels_that_a_tuned_backbone_was_trained_on_are_not_checked(
+    place: Place, target: Target
+) -> None:
+    if target == "number":
+        for sample in list(place.samples):
+            place.change(sample.path, label=f"{sample.vector[0] + 0.1 * sample.vector[1]:.3f}")
+    wrong = "-50" if target == "number" else "dog"
+    for path in ("8.png", "6.png", "4.png"):  # of train, validation, test; they look like cats
+        place.change(path, label=wrong)
+    found = place.run(target=target, judged_on="validation")
+    flagged = {row["path"]: row["split"] for row in review(found) if row["kind"] == "label_error"}
+    assert flagged == {"6.png": "validation", "4.png": "test"}
+    assert found.label_errors == 2
+    if target != "number":
+        assert found.label_error_rate == pytest.approx(2 / 60)
+        assert found.confusable == (("cat", "dog", 1 / 30),)  # of the 30 of validation
+    assert "the labels of the 60 training images were not checked" in found.notes[0]
+
+
+def test_audit__tuned_head_of_other_samples_is_an_error(place: Place) -> None:
+    with pytest.raises(DataError, match=r"held_out.parquet: is not of this manifest's validation samples"):
+        place.run(held_out=1, judged_on="validation")

@@ -13,9 +13,10 @@ from torch import Tensor
 from tasks.embedding import backbone as backbones
 from tasks.embedding import source
 from tasks.embedding.source import embedder_of, fingerprint
+from tasks.embedding.weights import TUNED, keep, read_checkpoint
 from tasks.errors import BackboneError
 from tasks.params import EmbeddingParams
-from tasks.records import Backbone, Block, Embedder
+from tasks.records import Backbone, Block, Embedder, digest_of
 
 SMALL = "timm:test_efficientnet"
 
@@ -390,3 +391,49 @@ def test_resolve__size_that_the_network_cannot_take_is_an_error(tmp_path: Path) 
     save_file(timm.create_model("test_convnext", num_classes=0).state_dict(), file)
     with pytest.raises(BackboneError, match="timm:test_convnext: does not take 16 px images"):
         backbones.resolve(params("timm:test_convnext", file, 16), tmp_path / "store")
+
+
+def test_resolve__weights_that_were_tuned_are_known_again(
+    resolved: Callable[..., Embedder], weights_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain = resolved(SMALL, 64).backbones[0]
+    assert plain.tuned is None
+    tensors = read_checkpoint(Path(plain.weights))
+    file, digest = keep(tensors, tmp_path / "trained", {TUNED: "m" * 64})
+    params = EmbeddingParams(backbone=SMALL, weights=str(file), image_size=64)
+    (first,) = backbones.resolve(params, tmp_path / "store").backbones
+    # The file in the store says so too, and is the same: nothing is embedded twice.
+    assert (first.tuned, first.weights_digest) == ("m" * 64, digest)
+    again = params.model_copy(update={"weights": first.weights})
+    (second,) = backbones.resolve(again, tmp_path / "other").backbones
+    assert (second.tuned, second.blocks) == ("m" * 64, first.blocks)
+    # Weights that say something else are other weights.
+    assert first.blocks[0].digest != plain.blocks[0].digest
+    assert source.source_identity(params) != source.source_identity(
+        params.model_copy(update={"weights": str(weights_of(SMALL, 0, 64))})
+    )
+
+
+def test_resolve__random_weights_of_a_tuned_backbone_are_not_tuned(tmp_path: Path) -> None:
+    network = timm.create_model("test_efficientnet", num_classes=0)
+    file, _ = keep(dict(network.state_dict()), tmp_path, {TUNED: "m"})
+    params = EmbeddingParams(backbone=SMALL, weights=str(file), image_size=64)
+    found = backbones.baseline_embedder(params, tmp_path / "store")
+    assert [backbone.tuned for backbone in found.backbones] == [None, None]
+
+
+def test_fingerprint__does_not_change_with_what_a_backbone_was_tuned_on(
+    backbone: Backbone, block: Block
+) -> None:
+    tuned = backbone.model_copy(update={"tuned": "m"})
+    assert fingerprint(tuned, block) == fingerprint(backbone, block)
+    # Nor with the field: this is what was described before there was it.
+    names = ("name", "weights_digest", "library", "preprocess", "precision")
+    values = backbone.model_dump(mode="json")
+    described = {name: values[name] for name in names}
+    expected = digest_of(source.decoding(), described, block.layer, block.pooling, block.view)
+    assert fingerprint(backbone, block) == expected
+
+
+def test_named__stays_tuned(backbone: Backbone) -> None:
+    assert source.named(backbone.model_copy(update={"tuned": "m"})).tuned == "m"

@@ -319,3 +319,19 @@ def test_run__reports_progress_over_all_passes(
     assert heard == sorted(heard)
     assert heard[-1] == (10, 10)
     assert {total for _, total in heard} == {10}
+
+
+def test_embed__says_which_blocks_are_of_a_tuned_backbone(
+    resolved: Resolved, photos: list[Sample], run: Run
+) -> None:
+    one, other = resolved("timm:test_efficientnet", 32), resolved(VIT, 32)
+    (tuned,) = (backbone.model_copy(update={"tuned": "m"}) for backbone in one.backbones)
+    plain = one.model_copy(update={"backbones": (*one.backbones, *other.backbones)})
+    mixed = plain.model_copy(update={"backbones": (tuned, *other.backbones)})
+    before, after = run(photos[:2], plain), run(photos[:2], mixed)
+    assert before.tuned == {}
+    assert before.digest == digest_of(plain.digest, sorted(photo.digest for photo in photos[:2]))
+    assert after.tuned == {tuned.blocks[0].digest: "m"}
+    # The vectors are the same and what follows from them is not.
+    assert (after.blocks, after.computed) == (before.blocks, 0)
+    assert after.digest != before.digest

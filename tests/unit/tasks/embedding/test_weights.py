@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -95,3 +97,54 @@ def test_lite_to_timm__packaged_weights_load_strictly() -> None:
     result = network.load_state_dict(tensors, strict=True)
     assert result.missing_keys == []
     assert result.unexpected_keys == []
+
+
+def test_keep__what_was_trained_on_is_in_the_header(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float16)}
+    plain, plain_digest = weights.keep(tensors, tmp_path)
+    file, digest = weights.keep(tensors, tmp_path, {weights.TUNED: "1" * 64})
+    assert digest != plain_digest
+    assert (weights.tuned_on(file), weights.tuned_on(plain)) == ("1" * 64, None)
+    for one in (plain, file):
+        read = weights.read_checkpoint(one)
+        assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    assert size % 8 == 0  # tensors are aligned
+    header = json.loads(file.read_bytes()[8 : 8 + size])
+    assert header["__metadata__"] == {"regraft.tuned": "1" * 64}
+
+
+def test_keep__same_bytes_whatever_the_order_of_what_is_said(tmp_path: Path) -> None:
+    about = {f"regraft.{name}": name for name in "fabced"}
+    digests = {
+        weights.keep({"a": torch.zeros(2)}, tmp_path, dict(items))[1]
+        for items in (list(about.items()), sorted(about.items()), sorted(about.items(), reverse=True))
+    }
+    assert len(digests) == 1
+    # Worked out: the header in order, padded with spaces to a multiple of 8 bytes, and eight zeros.
+    said = ",".join(f'"{key}":"{value}"' for key, value in sorted(about.items()))
+    text = f'{{"__metadata__":{{{said}}},"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}'
+    text += " " * (-len(text) % 8)
+    expected = len(text).to_bytes(8, "little") + text.encode() + bytes(8)
+    assert digests == {hashlib.sha256(expected).hexdigest()}
+
+
+def test_keep__without_anything_to_say_is_the_librarys_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(2), "b": torch.ones(3)}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    file, _ = weights.keep(tensors, tmp_path / "store")
+    assert file.read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_keep__foreign_metadata_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be of regraft"):
+        weights.keep({"a": torch.zeros(2)}, tmp_path, {"tuned": "1"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tuned_on__file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"not weights")
+    for name in ("bad", "none"):
+        with pytest.raises(BackboneError, match=rf"{name}\.safetensors: "):
+            weights.tuned_on(tmp_path / f"{name}.safetensors")
+    assert weights.tuned_on(tmp_path / "a.pth") is None

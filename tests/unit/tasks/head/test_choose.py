@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError
-from tasks.head.choose import choose_blocks, fold_losses, one_standard_error, score
+from tasks.head.choose import choose_blocks, fold_losses, one_standard_error, score, unit_losses
 from tasks.records import Block
 
 
@@ -26,9 +26,9 @@ def test_one_standard_error__takes_the_first_within_it() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_standard_error__loss_that_is_no_number_is_named(bad: float) -> None:
-    with pytest.raises(DataError, match=r"candidate 2 of 2: the cross-validated losses .* numbers \(0.9, "):
+    with pytest.raises(DataError, match=r"candidate 2 of 2: the losses on what .* numbers \(0.9, "):
         one_standard_error(np.array([[0.9, 1.1], [0.9, bad]]))
-    with pytest.raises(DataError, match=r"a: the cross-validated losses"):
+    with pytest.raises(DataError, match=r"a: the losses on what was held out"):
         choose_blocks([block("a"), block("b")], lambda _: np.array([bad, 1.0]))
 
 
@@ -78,3 +78,19 @@ def test_choose_blocks__names_tell_views_and_backbones_apart() -> None:
     blocks = [block("a"), block("a", "hflip"), block("b", digest="1" * 10), block("b", digest="2" * 10)]
     _, tried = choose_blocks(blocks, lambda places: np.array([float(len(places)), 1.0]))
     assert set(tried) >= {"a", "a of hflip", "b (11111111)", "b (22222222)"}
+
+
+def test_unit_losses__mean_is_that_of_the_samples_and_their_error_that_of_the_units() -> None:
+    losses, units = np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1])
+    # Mean 3; the units' sums of differences from it are -3 and 3, times 2 units / 3 samples.
+    np.testing.assert_allclose(unit_losses(losses, units), [1.0, 5.0])
+    # Weights 1, 1, 2: mean 3.75; sums -4.5 and 4.5, times 2 / 4.
+    np.testing.assert_allclose(unit_losses(losses, units, np.array([1.0, 1.0, 2.0])), [1.5, 6.0])
+    np.testing.assert_allclose(unit_losses(losses, np.arange(3)), losses)
+
+
+def test_one_standard_error__of_many_units_names_the_bad_ones_alone() -> None:
+    losses = np.ones((2, 200))
+    losses[1, 7] = np.nan
+    with pytest.raises(DataError, match=r"candidate 2 of 2: .* not all numbers \(nan\);"):
+        one_standard_error(losses)

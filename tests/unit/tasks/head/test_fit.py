@@ -1,4 +1,5 @@
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tasks.head.fitted import FittedHead, load
 from tasks.head.linear import Linear
 from tasks.head.training import Samples, Trained
 from tasks.params import HeadParams
-from tasks.records import SPLITS, Block, Embeddings, Manifest, Split, digest_of
+from tasks.records import SPLITS, Block, Embeddings, Head, Manifest, Split, digest_of
 
 DIM = 6
 Vectors = NDArray[np.float32]
@@ -347,3 +348,99 @@ def test_run__copies_are_in_one_fold_whatever_their_groups_say(
     fit.run(folder(tmp_path, "a"), manifest, embeddings, PARAMS)
     expected = [f"g{number // 2}" for number in range(90)]
     assert seen["groups"] == [*expected, *expected]
+
+
+def tuned(made: tuple[Manifest, Embeddings], *blocks: str) -> tuple[Manifest, Embeddings]:
+    """The same, with backbones (all, or those of some blocks) that were trained on the training split."""
+    manifest, embeddings = made
+    names = blocks or tuple(block.digest for block in embeddings.blocks)
+    return manifest, embeddings.model_copy(update={"tuned": dict.fromkeys(names, manifest.digest)})
+
+
+def judged(train: int = 90, seed: int = 1) -> dict[Split, tuple[Vectors, Sequence[str]]]:
+    return {**data(train), "validation": clusters(60, seed)}
+
+
+def test_run__tuned_backbone_is_judged_on_validation(make: Make, tmp_path: Path) -> None:
+    manifest, embeddings = tuned(make(judged()))
+    out = folder(tmp_path, "a")
+    record = fit.run(out, manifest, embeddings, PARAMS)
+    assert record.judged_on == "validation"
+    found = pq.read_table(out / "held_out.parquet")
+    columns = ["digest", "path", "label"]
+    expected = pq.read_table(manifest.file, columns=columns, filters=[("split", "=", "validation")])
+    assert found.select(columns).to_pydict() == expected.to_pydict()
+    outputs = np.array(found["outputs"].to_pylist())
+    x, y = fit.split_data(manifest, embeddings, "validation")
+    # By the head itself, calibrated by other folds of validation.
+    np.testing.assert_allclose(outputs, load(out).outputs(x), atol=0.1)
+    # The thresholds are read off them: k = ⌊61 · .1⌋ = 6.
+    assert record.conformal is not None
+    true = np.sort(outputs[np.arange(60), y])
+    assert record.conformal.threshold == pytest.approx(true[5], abs=1e-6)
+
+
+def test_run__backbone_that_is_not_tuned_is_judged_on_folds(make: Make, tmp_path: Path) -> None:
+    out = folder(tmp_path, "a")
+    record = fit.run(out, *make(data()), PARAMS)
+    assert record.judged_on == "folds"
+    told = json.loads(record.save().model_dump_json())
+    del told["judged_on"]  # as it was before there were tuned backbones
+    (out / "record.json").write_text(json.dumps(told))
+    assert Head.load(out) == record
+
+
+def test_run__tuned_backbone_validation_is_in_no_fit(make: Make, tmp_path: Path) -> None:
+    splits = judged()
+    far = {**splits, "validation": (splits["validation"][0] + np.float32(9), splits["validation"][1])}
+    one_strength = PARAMS.model_copy(update={"strengths": (0.1,)})
+    a, b = folder(tmp_path, "a"), folder(tmp_path, "b")
+    fit.run(a, *tuned(make(splits)), one_strength)
+    fit.run(b, *tuned(make(far)), one_strength)
+    for name in ("mean", "scale", "weight", "bias"):
+        one, other = (getattr(linear(load(out)), name) for out in (a, b))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_run__tuned_backbone_test_split_changes_nothing(make: Make, tmp_path: Path) -> None:
+    splits = judged()
+    other = {**splits, "test": (splits["test"][0][::-1] * np.float32(7), splits["test"][1])}
+    one = fit.run(folder(tmp_path, "a"), *tuned(make(splits)), PARAMS)
+    two = fit.run(folder(tmp_path, "b"), *tuned(make(other)), PARAMS, memory_bytes=100)
+    assert one.digest == two.digest
+
+
+def test_run__tuned_backbone_needs_validation_samples(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="30 independent validation samples are fewer than the 50"):
+        fit.run(folder(tmp_path, "a"), *tuned(make(data())), PARAMS)
+
+
+def test_run__one_tuned_block_is_enough_and_is_not_chosen_for_what_it_memorised(
+    make: Make, tmp_path: Path
+) -> None:
+    chance = np.random.default_rng(9)
+    splits = {}
+    for split, (x, labels) in judged(150).items():
+        # Of the training split the label itself, of others nothing.
+        known = np.eye(3)[["abc".index(label) for label in labels]] if split == "train" else 0
+        memory = 3 * known + 0.3 * chance.normal(size=(len(x), 3))
+        splits[split] = (np.concatenate([x, memory.astype(np.float32)], axis=1), labels)
+    made = make(splits, [(DIM,), (3,)])
+    chosen = PARAMS.model_copy(update={"inputs": "chosen"})
+    deceived = fit.run(folder(tmp_path, "a"), *made, chosen)
+    assert "block-1" in deceived.blocks
+    record = fit.run(folder(tmp_path, "b"), *tuned(made, "block-1"), chosen)
+    assert (record.judged_on, record.blocks) == ("validation", ("block-0",))
+    assert record.inputs["network (block-0)"].standard_error > 0
+
+
+def test_run__backbone_tuned_on_another_manifest_is_warned_of(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, embeddings = tuned(make(judged()))
+    fit.run(folder(tmp_path, "a"), manifest, embeddings, PARAMS)
+    assert caplog.text == ""
+    other = embeddings.model_copy(update={"tuned": {"block-0": "other"}})
+    record = fit.run(folder(tmp_path, "b"), manifest, other, PARAMS)
+    assert record.judged_on == "validation"
+    assert "training split of another manifest (other)" in caplog.text

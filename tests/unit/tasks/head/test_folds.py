@@ -1,10 +1,14 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import DataError
-from tasks.head.folds import assign_folds, check_folds
+from tasks.head import folds
+from tasks.head.folds import assign_folds, check_folds, check_validation
 from tasks.records import SPLITS, Manifest, Target
 
 
@@ -85,3 +89,21 @@ def test_assign_folds__numbers_are_spread_over_their_range() -> None:
 def test_assign_folds__fewer_groups_than_folds_is_an_error() -> None:
     with pytest.raises(DataError, match=r"2 groups of training samples are fewer than head\.folds = 3"):
         assign_folds(np.arange(10) % 2, ["a"] * 5 + ["b"] * 5, 3, 0, "class")
+
+
+def test_check_validation__groups_and_copies_count_once(tmp_path: Path) -> None:
+    def of(groups: list[str], digests: list[str]) -> Manifest:
+        rows = {"digest": digests, "group": groups, "split": ["validation"] * len(groups)}
+        pq.write_table(pa.table(rows), tmp_path / "manifest.parquet")
+        return manifest("class", {}).model_copy(update={"folder": str(tmp_path)})
+
+    count = folds.LEAST_VALIDATION
+    names = [f"d{number}" for number in range(2 * count)]
+    check_validation(of([""] * count, names[:count]))
+    for few in (
+        of([""] * (count - 1), names[: count - 1]),
+        of([f"g{number % (count - 1)}" for number in range(2 * count)], names),
+        of([""] * (2 * count), [f"d{number % (count - 1)}" for number in range(2 * count)]),
+    ):
+        with pytest.raises(DataError, match=rf"{count - 1} independent .* raise data\.validation_fraction"):
+            check_validation(few)
