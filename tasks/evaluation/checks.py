@@ -14,7 +14,7 @@ VALUE = "value"  # among the numbers of a check, the one that its threshold is f
 
 def at_least(check: str) -> bool:
     """Whether the threshold of this check is the least value allowed; else it is the greatest."""
-    return check == "min_test_samples" or (
+    return check in ("min_test_samples", "speedup") or (
         check.startswith("floor.") and check.removeprefix("floor.") not in LOWER_IS_BETTER
     )
 
@@ -49,7 +49,7 @@ def limited(
     numbers: Mapping[str, float] | None = None,
     said: str = "",
 ) -> Check:
-    """Holds a number against the greatest value allowed.
+    """Holds a number against the greatest value allowed; of a check that is `at_least`, the least.
 
     Args:
         what: the number's name, in words.
@@ -72,10 +72,11 @@ def limited(
         return failed(check, f"{what} is not a number: {value}", threshold=limit, numbers=told)
     passed = within(check, value, limit)
     shown, bound = _told_apart(value, limit, percent, unit)
+    signs = ("≥", "<", "the least") if at_least(check) else ("≤", ">", "the greatest")
     detail = (
-        f"{what} {shown}{more} ≤ {bound}"
+        f"{what} {shown}{more} {signs[0]} {bound}"
         if passed
-        else f"{what} {shown}{more} > {bound}, the greatest allowed"
+        else f"{what} {shown}{more} {signs[1]} {bound}, {signs[2]} allowed"
     )
     return Check(check=check, passed=passed, detail=detail, numbers=told, threshold=limit)
 

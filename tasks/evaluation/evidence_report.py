@@ -17,16 +17,12 @@ ROWS = {
 def baselines_report(baselines: Baselines) -> str:
     """The model beside what it has to beat, and its learning curve."""
     metric = f"{baselines.metric} {'↓' if baselines.metric in LOWER_IS_BETTER else '↑'}"
-    gained = (
-        f"Backbone minus random weights: {difference(baselines.transfer)}. "
-        + (
-            "Transfer helps."
-            if _helps(baselines)
-            else "Whether transfer helps can't be told from these samples."
-        )
-        if baselines.transfer
-        else ""
-    )
+    gained = f"Backbone minus random weights: {difference(baselines.transfer)}." if baselines.transfer else ""
+    little = hardly_helps(baselines)
+    if baselines.transfer and _helps(baselines) and not little:
+        gained += " Transfer helps."
+    elif baselines.transfer and not little:
+        gained += " Whether transfer helps can't be told from these samples."
     return joined(
         "# Baselines",
         f"Heads on {baselines.train_samples:,} training samples, judged on {baselines.test_samples:,} test "
@@ -41,6 +37,7 @@ def baselines_report(baselines: Baselines) -> str:
         if baselines.rows
         else "",
         gained,
+        little,
         "## Learning curve" if baselines.curve else "",
         table(
             ("Share of train", "Samples", metric),
@@ -57,6 +54,31 @@ def baselines_report(baselines: Baselines) -> str:
         if baselines.curve
         else "",
         f"Twice the samples may give {interval(baselines.doubled)}." if baselines.doubled else "",
+    )
+
+
+def hardly_helps(baselines: Baselines) -> str:
+    """That transfer hardly helps, in a sentence, where the numbers say so: the backbone is not better than
+    the same one with random weights beyond chance, or raw pixels do better than it; else empty."""
+    found = []
+    moved = baselines.transfer
+    if moved is not None and math.isfinite(moved.low) and math.isfinite(moved.high):
+        if (moved.low > 0) if moved.metric in LOWER_IS_BETTER else (moved.high < 0):
+            found.append("the backbone is worse than the same network untrained")
+        elif not _helps(baselines):
+            found.append("the backbone can't be told from the same network untrained")
+    own, pixels = baselines.rows.get("backbone"), baselines.rows.get("raw_pixels")
+    if own is not None and pixels is not None:
+        ahead = pixels.value - own.value
+        if (ahead < 0) if baselines.metric in LOWER_IS_BETTER else (ahead > 0):
+            name = baselines.metric.replace("_", " ")
+            beside = f"{name} {number(pixels.value)} against {number(own.value)}"
+            found.append(f"raw pixels do better than the backbone ({beside})")
+    if not found:
+        return ""
+    return (
+        f"Transfer hardly helps: {', and '.join(found)}. A backbone trained on images more like these, or"
+        " fine-tuning, may do better."
     )
 
 
@@ -90,6 +112,7 @@ def robustness_report(robustness: Robustness) -> str:
 
 
 def _helps(baselines: Baselines) -> bool:
+    """Beyond chance; without an interval that is not known."""
     found = baselines.transfer
     if found is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
         return False

@@ -3,10 +3,8 @@ missing, empty or no number is a failure, and every check is listed, whatever th
 
 import math
 
-from pydantic import ValidationError
-
 from tasks.errors import GateError
-from tasks.evaluation import judged_beside, judged_data
+from tasks.evaluation import judged_beside, judged_data, student
 from tasks.evaluation.checks import (
     ROUNDING,
     VALUE,
@@ -19,6 +17,7 @@ from tasks.evaluation.checks import (
     within,
 )
 from tasks.evaluation.power import COUNTED, detectable
+from tasks.evaluation.student import Student
 from tasks.params import LOWER_IS_BETTER, Floor, GateParams
 from tasks.records import (
     Check,
@@ -39,6 +38,7 @@ AFTER_FLOORS = (
     "champion", "slices", "calibration", "robustness", "leakage", "group_leaks", "quarantined",
     "label_errors", "latency", "size", "package",
 )  # fmt: skip
+STUDENT = "student"  # among a decision's thresholds, where it is of a student: those of `student.CHECKS`
 # May pass without a number: there is no champion, no slice, or no such thing for the target.
 WITHOUT_NUMBER = ("champion", "slices", "calibration", "robustness", "label_errors")
 
@@ -54,6 +54,7 @@ def decide(
     trial: Trial | None,
     quarantined_fraction: float,
     target: Target,
+    distilled: Student | None = None,
 ) -> Decision:
     """Decides whether the challenger may be registered.
 
@@ -70,6 +71,7 @@ def decide(
         trial: of the packaged model.
         quarantined_fraction: share of the data that was set aside.
         target: of the data.
+        distilled: where the challenger is a student: what it is judged by beside its teacher.
 
     Returns:
         The decision; its reasons are the checks, in a fixed order. Its digest covers all the rest.
@@ -92,6 +94,7 @@ def decide(
         judged_beside.robustness(robustness, params, against),
         *judged_data.checks(findings, params, evaluation.samples, quarantined_fraction, target),
         *_package(trial, params, evaluation),
+        *(() if distilled is None else student.checks(distilled, evaluation, trial, params.metric)),
     )
     records = {"evaluation": evaluation, "findings": findings, "robustness": robustness, "trial": trial}
     decision = Decision(
@@ -102,8 +105,12 @@ def decide(
         inputs={
             **{name: record.digest for name, record in records.items() if record is not None},
             **({"package": trial.package} if trial else {}),
+            **(distilled.inputs if distilled else {}),
         },
-        thresholds=params.model_dump(mode="json"),
+        thresholds={
+            **params.model_dump(mode="json"),
+            **({STUDENT: distilled.thresholds} if distilled else {}),
+        },
         reasons=reasons,
     )
     return decision.model_copy(update={"digest": _digest(decision)})
@@ -118,17 +125,20 @@ def verify(decision: Decision) -> None:
     """
     if decision.digest != _digest(decision):
         raise GateError("the decision was changed after it was made: its digest is another's; decide again")
+    thresholds = {name: value for name, value in decision.thresholds.items() if name != STUDENT}
     try:
-        params = GateParams.model_validate(decision.thresholds)
-    except ValidationError:
+        params = GateParams.model_validate(thresholds)
+        further = student.limits(decision.thresholds[STUDENT]) if STUDENT in decision.thresholds else []
+    except ValueError:  # pydantic's too
         raise GateError("the decision's thresholds are not parameters of the gate; decide again") from None
-    expected = ("min_test_samples", *(f"floor.{floor.metric}" for floor in params.floors), *AFTER_FLOORS)
+    floors = (f"floor.{floor.metric}" for floor in params.floors)
+    expected = ("min_test_samples", *floors, *AFTER_FLOORS, *(student.CHECKS if further else ()))
     names = tuple(reason.check for reason in decision.reasons)
     if names != expected:
         raise GateError(f"the decision lists the checks {', '.join(names)}, not {', '.join(expected)}")
     if decision.mode != params.mode:
         raise GateError(f"the decision is of mode {decision.mode}, its thresholds of {params.mode}")
-    for check, limit in zip(decision.reasons, _limits(params), strict=True):
+    for check, limit in zip(decision.reasons, [*_limits(params), *further], strict=True):
         if check.check != "slices" and check.threshold != limit:
             raise GateError(f"{check.check} was held against {check.threshold}, not {limit} as set")
         if check.passed and not _follows(check, decision):
@@ -161,6 +171,8 @@ def _limits(params: GateParams) -> list[float | None]:
 
 def _follows(check: Check, decision: Decision) -> bool:
     """Whether a check that passed does so by its numbers."""
+    if check.check in student.CHECKS:
+        return student.follows(check)
     if check.threshold is None:
         return True
     compared = decision.champion_version is not None and decision.mode != "absolute"

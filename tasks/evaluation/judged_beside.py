@@ -80,20 +80,26 @@ def champion(evaluation: Evaluation, params: GateParams, against: Against) -> Ch
         return granted("champion", f"{shown}; not judged in mode absolute", numbers=numbers)
     if params.mode == "superior":
         return _superior(shown, numbers, metric)
-    margin, worse_by = plain_limit(params.margin), numbers[VALUE]
+    passed, detail = inferiority(shown, difference, params.margin)
+    made = granted if passed else failed
+    return made("champion", detail, threshold=limit, numbers=numbers)
+
+
+def inferiority(shown: str, difference: Difference, margin: float) -> tuple[bool, str]:
+    """Whether a model is worse by the margin at most (see `champion`), and the reason, which begins with
+    `shown`."""
+    allowed, worse_by = plain_limit(margin), difference.at_worst
     if not math.isfinite(worse_by):
-        detail = f"{shown}: by how much it may be worse is not known"
-        return failed("champion", detail, threshold=limit, numbers=numbers)
-    if worse_by <= params.margin + ROUNDING:
-        detail = f"{shown}, may be at most {margin} worse"
-        return granted("champion", detail, threshold=limit, numbers=numbers)
-    detail = f"{shown}: may be {apart(worse_by, params.margin)} worse, more than the {margin} allowed"
-    if difference.unseen > params.margin:
+        return False, f"{shown}: by how much it may be worse is not known"
+    if worse_by <= margin + ROUNDING:
+        return True, f"{shown}, may be at most {allowed} worse"
+    detail = f"{shown}: may be {apart(worse_by, margin)} worse, more than the {allowed} allowed"
+    if difference.unseen > margin:
         detail += (
             f"; with so few test samples (of the rarest class) also models that differ on none of them may "
-            f"be {apart(difference.unseen, params.margin)} apart"
+            f"be {apart(difference.unseen, margin)} apart"
         )
-    return failed("champion", detail, threshold=limit, numbers=numbers)
+    return False, detail
 
 
 def is_superior(numbers: Mapping[str, float]) -> bool:

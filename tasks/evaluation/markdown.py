@@ -16,15 +16,16 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "|": "&#124;
 _FORMATTING = re.compile(r"[\\`*\[\]~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
-def escape(text: str) -> str:
+def escape(text: str, length: int = TEXT_LENGTH) -> str:
     """Text from the data as Markdown that shows it and does nothing else.
 
-    Control and direction characters become �, white space a single space; long texts are cut.
+    Control and direction characters become �, white space a single space; texts of more than
+    `length` characters are cut.
     """
     visible = "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
     visible = " ".join(visible.split())
-    if len(visible) > TEXT_LENGTH:
-        visible = visible[: TEXT_LENGTH - 1] + "…"
+    if len(visible) > length:
+        visible = visible[: length - 1] + "…"
     plain = "".join(_ENTITIES.get(c, c) for c in _FORMATTING.sub(r"\\\g<0>", visible))
     # GitHub's flavour makes links of bare addresses.
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;").replace("WWW.", "WWW&#46;")

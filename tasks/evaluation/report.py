@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tasks.evaluation.data_report import audit_report, data_report
 from tasks.evaluation.evidence_report import baselines_report, robustness_report
+from tasks.evaluation.ladder_report import climb_report, ladder_report
 from tasks.evaluation.markdown import difference, escape, interval, joined, number, table
 from tasks.params import LOWER_IS_BETTER, METRICS
 from tasks.records import Decision, Difference, Evaluation, Interval
@@ -12,9 +13,11 @@ from tasks.records import Decision, Difference, Evaluation, Interval
 __all__ = [
     "audit_report",
     "baselines_report",
+    "climb_report",
     "data_report",
     "escape",
     "gate_report",
+    "ladder_report",
     "robustness_report",
 ]
 

@@ -5,18 +5,26 @@ from pathlib import Path
 from prefect import task
 
 from tasks.evaluation import gate
+from tasks.evaluation.student import Student
 from tasks.params import EvaluationParams, GateParams, HeadParams
 from tasks.records import (
     Baselines,
     Champion,
+    Climb,
     Decision,
     Embeddings,
     Evaluation,
     Evidence,
     Head,
+    Interval,
+    Ladder,
     Manifest,
     Robustness,
+    Rung,
+    RungChoice,
     Target,
+    Teacher,
+    digest_of,
 )
 from tasks.settings import Settings
 from tasks.stage import build_once
@@ -136,6 +144,7 @@ def decide(
     champion_version: str | None,
     champion_problem: str | None,
     target: Target,
+    student: Student | None = None,
 ) -> Decision:
     return gate.decide(
         evidence.evaluation,
@@ -147,4 +156,89 @@ def decide(
         trial=evidence.trial,
         quarantined_fraction=evidence.quarantined_fraction,
         target=target,
+        distilled=student,
+    )
+
+
+@task(name="compare with teacher", **options())
+def evaluate_beside(
+    manifest: Manifest,
+    embeddings: Embeddings,
+    head: Head,
+    teachers: list[Teacher],
+    params: EvaluationParams,
+) -> Evaluation:
+    """A student and its teachers on the same test samples; they stand in the champion's place."""
+    from tasks.evaluation import evaluate, predict
+    from tasks.evaluation.teachers import averaged
+
+    def build(out: Path) -> Evaluation:
+        said = []
+        for one in teachers:
+            outputs, classes = predict.test_outputs(manifest, one.embeddings, Path(one.folder))
+            said.append(evaluate.ChampionResult(one.digest, classes, outputs))
+        outputs, classes = predict.test_outputs(manifest, embeddings, head.path)
+        theirs = averaged(said, manifest.classes, manifest.target)
+        return evaluate.run(out, manifest, outputs, classes, theirs, params)
+
+    digests = [one.digest for one in teachers]
+    folder = stage_folder("beside_teacher", manifest, embeddings, head, *digests, params)
+    return build_once(folder, Evaluation, build)
+
+
+@task(name="choose rung", **options())
+def choose_rung(
+    manifest: Manifest,
+    rungs: list[tuple[str, Embeddings, Head]],
+    params: EvaluationParams,
+    metric: str,
+) -> RungChoice:
+    """The rung to take, by the validation split; the cheapest comes first."""
+    from tasks.evaluation import rungs as science
+
+    judged = [
+        science.Judged(name, science.on_validation(manifest, embeddings, head, params))
+        for name, embeddings, head in rungs
+    ]
+    choice = science.choose(judged, metric)
+    return RungChoice(
+        index=choice.index,
+        reason=choice.reason,
+        validation=tuple(science.validation_interval(one.validation, metric, params.alpha) for one in judged),
+    )
+
+
+@task(name="expect gain", **options())
+def expect_gain(
+    manifest: Manifest,
+    frozen: tuple[Embeddings, Head],
+    tuned: tuple[Embeddings, Head],
+    frozen_of_all: tuple[Embeddings, Head],
+    params: EvaluationParams,
+    metric: str,
+) -> Interval:
+    """What fine-tuning on all samples would gain, from a trial on some (see `rungs.expected_gain`).
+
+    Args:
+        manifest: of the trial, with all validation samples.
+    """
+    from tasks.evaluation import rungs as science
+
+    before, after, of_all = (
+        science.on_validation(manifest, embeddings, head, params)
+        for embeddings, head in (frozen, tuned, frozen_of_all)
+    )
+    return science.expected_gain(before, after, of_all, metric, params.alpha)
+
+
+@task(name="draw ladder", **options())
+def draw_ladder(climb: Climb, rungs: list[Rung], reason: str, params: GateParams) -> Ladder:
+    """The ladder as a record, with its picture."""
+    from tasks.evaluation import ladder
+
+    told = digest_of(climb, [rung.model_dump(mode="json") for rung in rungs], reason)
+    return build_once(
+        stage_folder("ladder", told, params),
+        Ladder,
+        lambda out: ladder.run(out, climb, rungs, reason, params),
     )

@@ -2,6 +2,7 @@
 they will be served, and whether its answers are those that were judged."""
 
 import time
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from tasks.data.split import position
 from tasks.data.stack import check_stack, split_path
 from tasks.errors import DataError
 from tasks.records import Manifest, Trial, digest_of
+from tasks.records.student import Throughput
 from tasks.registry.package import Package, read
 
+_ROUNDS = 5  # in which a student and its teachers take turns
 _WARM_UPS = 3  # requests that are not timed: the first ones allocate memory, and choose kernels
 
 Times = tuple[float, float, float]  # p50 and p95 of a request, ms; size, MB (10^6 bytes)
@@ -43,13 +46,12 @@ def run(
         DataError: there are no test samples, an image is gone, or `outputs` are not of this manifest.
         RegistryError: a folder holds no sound package.
     """
-    table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "=", "test")])
-    digests, paths = table["digest"].to_pylist(), table["path"].to_pylist()
+    digests, paths = _tests(manifest)
     if len(digests) != len(outputs) or not digests:
         raise DataError(
             f"{manifest.file}: {len(digests)} test samples, but {len(outputs)} outputs; run again"
         )
-    rows = sorted(range(len(digests)), key=lambda row: (position(digests[row], seed), row))[:samples]
+    rows = _chosen(digests, samples, seed)
     requests = [_request(data, paths[row]) for row in rows]
     tried = read(package_folder)
     answers, times = _answers(tried, requests)
@@ -71,6 +73,64 @@ def run(
         champion_size_mb=theirs[2] if theirs else None,
     )
     return made.model_copy(update={"digest": digest_of(made.model_dump(mode="json", exclude={"folder"}))})
+
+
+def throughput(
+    out: Path,
+    package_folder: Path,
+    teacher_folders: Sequence[Path],
+    manifest: Manifest,
+    data: Path,
+    samples: int,
+    seed: int,
+) -> Throughput:
+    """Sends the same test images to a packaged student and to its teachers, in turn, some rounds long:
+    what else the machine does then slows both. A machine that is busy in one round changes no median.
+
+    Args:
+        samples: images at most, all in one request.
+
+    Raises:
+        DataError: there are no test samples, or an image is gone.
+        RegistryError: a folder holds no sound package.
+    """
+    digests, paths = _tests(manifest)
+    if not digests or not teacher_folders:
+        raise DataError(
+            f"{manifest.file}: {len(digests)} test samples, {len(teacher_folders)} teachers; run again"
+        )
+    requests = [_request(data, paths[row]) for row in _chosen(digests, samples, seed)]
+    student, teachers = read(package_folder), [read(folder) for folder in teacher_folders]
+    for package in (student, *teachers):
+        package.warm_up()
+        package.outputs(requests)
+    pairs = [(_seconds([student], requests), _seconds(teachers, requests)) for _ in range(_ROUNDS)]
+    ours, theirs = np.array(pairs).T
+    made = Throughput(
+        digest="",
+        folder=str(out),
+        package=student.digest,
+        teachers=tuple(teacher.digest for teacher in teachers),
+        samples=len(requests),
+        rounds=_ROUNDS,
+        images_per_s=len(requests) / float(np.median(ours)),
+        teacher_images_per_s=len(requests) / float(np.median(theirs)),
+        speedup=float(np.median(theirs / ours)),
+        size_mb=_size_mb(student),
+        teacher_size_mb=sum(map(_size_mb, teachers)),
+    )
+    return made.model_copy(update={"digest": digest_of(made.model_dump(mode="json", exclude={"folder"}))})
+
+
+def _tests(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Digests and paths of the test samples, in the manifest's order."""
+    table = pq.read_table(manifest.file, columns=["digest", "path"], filters=[("split", "=", "test")])
+    return table["digest"].to_pylist(), table["path"].to_pylist()
+
+
+def _chosen(digests: Sequence[str], samples: int, seed: int) -> list[int]:
+    """Rows of some samples, taken by a seeded hash of their content."""
+    return sorted(range(len(digests)), key=lambda row: (position(digests[row], seed), row))[:samples]
 
 
 def _request(data: Path, path: str) -> bytes:
@@ -98,8 +158,19 @@ def _answers(package: Package, requests: list[bytes]) -> tuple[NDArray[np.float6
         answers.append(package.outputs([request])[0])
         seconds.append(time.perf_counter() - started)
     p50, p95 = 1000 * np.percentile(seconds, [50, 95])
-    size = sum(file.stat().st_size for file in package.folder.iterdir() if file.is_file())
-    return np.array(answers), (float(p50), float(p95), size / 1e6)
+    return np.array(answers), (float(p50), float(p95), _size_mb(package))
+
+
+def _size_mb(package: Package) -> float:
+    return sum(file.stat().st_size for file in package.folder.iterdir() if file.is_file()) / 1e6
+
+
+def _seconds(packages: Sequence[Package], requests: list[bytes]) -> float:
+    """What all of them take for the images together."""
+    started = time.perf_counter()
+    for package in packages:
+        package.outputs(requests)
+    return time.perf_counter() - started
 
 
 def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -4,7 +4,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from tasks.evaluation.evidence_report import hardly_helps
 from tasks.evaluation.markdown import escape
+from tasks.progress import duration
 from tasks.records import (
     SPLITS,
     Baselines,
@@ -13,10 +15,12 @@ from tasks.records import (
     Findings,
     Head,
     Interval,
+    Ladder,
     Manifest,
     Robustness,
     Trial,
 )
+from tasks.report.climbed import brought, trained
 from tasks.report.made import KINDS
 from tasks.report.verdict import checks, summary, verdict
 from tasks.report.words import (
@@ -34,6 +38,7 @@ from tasks.report.words import (
 LIMIT = 4500  # characters; MLflow takes 5,000 of a version's description in all stores
 ROWS = 8  # classes and slices that are named
 NAME_LENGTH = 60  # characters of a name
+REASON_LENGTH = 600
 CUT = "\n\n…\n"
 
 
@@ -49,6 +54,7 @@ def card(
     head: Head,
     manifest: Manifest,
     lineage: Mapping[str, str],
+    ladder: Ladder | None = None,
 ) -> str:
     """The card, of fewer than LIMIT characters: what comes last gives way first."""
     blocks = [
@@ -56,8 +62,9 @@ def card(
         f"**{escape(verdict(decision))}.** "
         + " ".join(map(escape, (checks(decision), *summary(decision, evaluation)))),
         _failed(decision),
-        _use(manifest, head),
+        _use(manifest, head, ladder),
         _metrics(evaluation),
+        _ladder(ladder),
         _limits(evaluation, decision, findings, baselines, robustness, trial),
         _data(manifest),
         _weakest(evaluation),
@@ -86,7 +93,7 @@ def _failed(decision: Decision) -> str:
     return "\n".join(lines[:ROWS])
 
 
-def _use(manifest: Manifest, head: Head) -> str:
+def _use(manifest: Manifest, head: Head, ladder: Ladder | None) -> str:
     shown = ", ".join(_name(label) for label in head.classes[:ROWS])
     more = f" and {len(head.classes) - ROWS:,} more" if len(head.classes) > ROWS else ""
     says = {
@@ -101,8 +108,9 @@ def _use(manifest: Manifest, head: Head) -> str:
             f" From a confidence of {number(head.confidence.threshold)} on it was right in"
             f" {percent(head.confidence.precision)} of the validation images; the others are for a person."
         )
+    backbone = "a frozen backbone" if trained(ladder) is None else "a backbone that was trained on its data"
     return (
-        f"## Use\n\nThe model {says}: a frozen backbone and on it {kind}. It is meant for images like those"
+        f"## Use\n\nThe model {says}: {backbone} and on it {kind}. It is meant for images like those"
         f" of its data; of other images its answers mean nothing.{sure}"
     )
 
@@ -120,6 +128,24 @@ def _metrics(evaluation: Evaluation) -> str:
         rows.append(row)
     of = f"{plural(evaluation.samples, 'test image')}, {coverage(evaluation.alpha)} intervals"
     return f"## Quality\n\nOn {of}.\n\n" + _table(header, rows)
+
+
+def _ladder(ladder: Ladder | None) -> str:
+    if ladder is None:
+        return ""
+    header = ["Rung", f"{escape(metric_title(ladder.metric))}, test", "Gate", "Takes", "Size", "Half within"]
+    rows = [
+        [
+            f"**{_name(rung.name)}**" if rung.chosen else _name(rung.name),
+            _measured(rung.test),
+            "passed" if rung.passed else "failed",
+            duration(rung.seconds),
+            f"{number(rung.size_mb, 1)} MB",
+            f"{number(rung.latency_ms, 0)} ms",
+        ]
+        for rung in ladder.rungs[:ROWS]
+    ]
+    return f"## Fine-tuning\n\n{escape(brought(ladder), REASON_LENGTH)}\n\n" + _table(header, rows)
 
 
 def _limits(
@@ -148,6 +174,8 @@ def _limits(
             lines.append(
                 f"It takes {_name(one)} and {_name(other)} for each other most often ({percent(share)})."
             )
+    if baselines is not None and (told := hardly_helps(baselines)):
+        lines.append(told)
     if baselines is not None and baselines.doubled is not None:
         more = f"{number(baselines.doubled.value)} ({bounds(baselines.doubled)})"
         lines.append(f"With twice the labels, {in_a_sentence(baselines.metric)} would be about {more}.")

@@ -4,6 +4,7 @@ data is like."""
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from tasks.evaluation.evidence_report import hardly_helps
 from tasks.records import SPLITS, Baselines, Findings, Manifest, Rejected, Robustness, Trial
 from tasks.report import pictures
 from tasks.report.blocks import Cell, Part, Picture, Section, Table, Text
@@ -87,6 +88,8 @@ def _gains(found: Baselines) -> list[str]:
             f"Pretraining {does}: {in_a_sentence(found.metric)} {signed(found.transfer.value)}"
             f" ({bounds(found.transfer, plus=True)}) against the same network untrained."
         )
+    if little := hardly_helps(found):
+        told.append(little)
     if found.doubled is not None and found.curve:
         now = found.curve[-1].value
         told.append(

@@ -25,6 +25,11 @@ TERMS = (
     ("Gate", "The checks that a model has to pass before it is registered."),
     ("Slice", "A part of the data with something in common, such as one camera."),
 )
+RUNG = ("Rung", "A way to a model: a backbone as it came, or trained in some way.")
+TRAINED = {  # where the backbone was
+    "Backbone": "The network that makes the embeddings; here its weights were trained on this data too.",
+    "Head": "The small model on the embeddings, which is fitted to this data last.",
+}
 
 
 def embedding_map(drawn: EmbeddingMap | str | None, uri: str | None) -> Section:
@@ -91,7 +96,13 @@ def lineage(found: Mapping[str, str]) -> Section:
     return Section("lineage", "Where it comes from", lead, [Table((), rows, numeric=9)])
 
 
-def terms() -> Section:
-    """The words of this page."""
-    rows = [(Cell(name), Cell(meaning)) for name, meaning in TERMS]
+def terms(*, ladder: bool = False, trained: bool = False) -> Section:
+    """The words of this page.
+
+    Args:
+        ladder: whether it has rungs.
+        trained: whether the backbone was trained too.
+    """
+    meanings = dict([*TERMS, *([RUNG] if ladder else [])]) | (TRAINED if trained else {})
+    rows = [(Cell(name), Cell(meaning)) for name, meaning in meanings.items()]
     return Section("terms", "Words on this page", "", [Table((), rows, numeric=9)])

@@ -18,13 +18,15 @@ from tasks.records import (
     Evaluation,
     Findings,
     Head,
+    Ladder,
     Manifest,
     Report,
     Robustness,
     Trial,
+    Tuned,
     digest_of,
 )
-from tasks.report import card, context, embedding_map, judged, made, pictures, verdict, worst
+from tasks.report import card, climbed, context, embedding_map, judged, made, pictures, verdict, worst
 from tasks.report.blocks import Page, Section
 from tasks.report.words import check_failure, check_section, visible
 
@@ -56,9 +58,11 @@ def run(
     data: Path,
     lineage: Mapping[str, str],
     embeddings: Embeddings | None,
+    ladder: Ladder | None = None,
+    tuned: Tuned | None = None,
 ) -> Report:
-    """Writes report.html, card.md and the figures that are the report's own (map.png and
-    slices.png) into the folder `out`.
+    """Writes report.html, card.md and the figures that are the report's own (map.png,
+    slices.png and curves.png) into the folder `out`.
 
     What a run did not make is said to be missing; a picture or an image that can't be read leaves
     its place empty. Whatever comes from the data is escaped.
@@ -68,6 +72,8 @@ def run(
         data: the folder of the dataset's files, from which the worst errors are shown.
         lineage: name -> digest, version or address of what the model came from.
         embeddings: of the manifest's samples, for the map.
+        ladder: None: nothing is said of fine-tuning.
+        tuned: the training of the ladder whose curves are shown; None: there was none.
     """
     errors = worst.errors(evaluation, data)
     metric = verdict.gate_metric(decision)
@@ -79,6 +85,7 @@ def run(
         judged.classes(evaluation),
         judged.slices(evaluation, metric, out),
         context.baselines(baselines),
+        climbed.ladder(ladder, tuned, manifest.target, out),
         context.robustness(robustness),
         context.speed(trial),
         context.audit(findings),
@@ -86,7 +93,7 @@ def run(
         context.data(manifest),
         made.head(head),
         made.lineage(lineage),
-        made.terms(),
+        made.terms(ladder=ladder is not None, trained=climbed.trained(ladder) is not None),
     ]
     failed = verdict.failed(decision)
     marked = {check_section(check) for check in failed}
@@ -116,6 +123,7 @@ def run(
         head=head,
         manifest=manifest,
         lineage=lineage,
+        ladder=ladder,
     )
     (out / "report.html").write_text(html, encoding="utf-8")
     (out / "card.md").write_text(text, encoding="utf-8")

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from tasks.params import HeadParams
-from tasks.records import DatasetVersion, Decision, Embeddings, Evidence, Head, Manifest, Report
+from tasks.records import (
+    DatasetVersion,
+    Decision,
+    Embeddings,
+    Evidence,
+    Head,
+    Ladder,
+    Manifest,
+    Report,
+    Tuned,
+)
 from tasks.settings import Settings
 from tasks.stage import build_once
 from tasks.task import options, stage_folder
@@ -25,13 +35,24 @@ def write_report(
     dataset: DatasetVersion,
     embeddings: Embeddings,
     lineage: dict[str, str],
+    ladder: Ladder | None = None,
+    tuned: Tuned | None = None,
 ) -> Report:
     """One page for people, and the model card."""
     from tasks.report import page
 
     return build_once(
         stage_folder(
-            "report", name, decision, evidence.baselines, head, manifest, embeddings, json.dumps(lineage)
+            "report",
+            name,
+            decision,
+            evidence.baselines,
+            head,
+            manifest,
+            embeddings,
+            json.dumps(lineage),
+            ladder,
+            tuned,
         ),
         Report,
         lambda out: page.run(
@@ -48,6 +69,8 @@ def write_report(
             data=dataset.data,
             lineage=lineage,
             embeddings=embeddings,
+            ladder=ladder,
+            tuned=tuned,
         ),
     )
 

@@ -1,6 +1,7 @@
 """Records that the gate passes, to be broken in one place, and text that tries to break a report."""
 
 from tasks.evaluation.gate import decide
+from tasks.evaluation.student import Student
 from tasks.params import LOWER_IS_BETTER, Floor, GateParams
 from tasks.records import (
     Check,
@@ -118,6 +119,7 @@ def judge(
     robustness: Robustness | None = ROBUSTNESS,
     trial: Trial | None = TRIAL,
     quarantined: float = 0.01,
+    distilled: Student | None = None,
 ) -> Decision:
     return decide(
         found,
@@ -129,6 +131,7 @@ def judge(
         trial=trial,
         quarantined_fraction=quarantined,
         target=found.target,
+        distilled=distilled,
     )
 
 

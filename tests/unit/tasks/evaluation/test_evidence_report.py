@@ -1,6 +1,6 @@
 import math
 
-from tasks.evaluation.evidence_report import baselines_report, robustness_report
+from tasks.evaluation.evidence_report import baselines_report, hardly_helps, robustness_report
 from tasks.records import Baselines, CurvePoint, Interval
 from tests.unit.tasks.evaluation.judged import ROBUSTNESS, difference
 
@@ -27,6 +27,49 @@ def test_baselines_report__does_not_say_more_than_the_interval() -> None:
         assert "can't be told" in got
     lower = difference(-0.2, -0.3, -0.1, "log_loss")
     assert "Transfer helps." in baselines_report(BASELINES.model_copy(update={"transfer": lower}))
+
+
+def transferred(value: float, low: float, high: float, metric: str = "balanced_accuracy") -> Baselines:
+    moved = difference(value, low, high, metric)
+    return BASELINES.model_copy(update={"transfer": moved, "metric": metric})
+
+
+def pixels(value: float, metric: str = "balanced_accuracy") -> Baselines:
+    found = transferred(0.2, 0.1, 0.3, "balanced_accuracy").model_copy(update={"metric": metric})
+    rows = {"backbone": ONE, "raw_pixels": ONE.model_copy(update={"value": value})}
+    return found.model_copy(update={"rows": rows})
+
+
+def test_hardly_helps__where_the_interval_includes_nothing() -> None:
+    got = hardly_helps(transferred(0.02, -0.01, 0.05))
+    assert got == (
+        "Transfer hardly helps: the backbone can't be told from the same network untrained. A backbone"
+        " trained on images more like these, or fine-tuning, may do better."
+    )
+    assert got in baselines_report(transferred(0.02, -0.01, 0.05))
+    assert hardly_helps(transferred(0.02, 0.01, 0.05)) == ""
+    assert hardly_helps(transferred(-0.02, -0.05, -0.01, "log_loss")) == ""
+
+
+def test_hardly_helps__where_it_hurts() -> None:
+    told = "the backbone is worse than the same network untrained"
+    assert told in hardly_helps(transferred(-0.02, -0.05, -0.01))
+    assert told in hardly_helps(transferred(0.02, 0.01, 0.05, "log_loss"))
+
+
+def test_hardly_helps__where_pixels_beat_the_backbone() -> None:
+    got = hardly_helps(pixels(0.9))
+    told = "raw pixels do better than the backbone (balanced accuracy 0.900 against 0.800)"
+    assert got.startswith(f"Transfer hardly helps: {told}. ")
+    assert hardly_helps(pixels(0.8)) == hardly_helps(pixels(0.7)) == hardly_helps(pixels(math.nan)) == ""
+    assert hardly_helps(pixels(0.7, "log_loss")) != ""
+    assert hardly_helps(pixels(0.9, "log_loss")) == ""
+    assert "Transfer helps." not in baselines_report(pixels(0.9))
+
+
+def test_hardly_helps__says_nothing_of_what_was_not_compared() -> None:
+    assert hardly_helps(BASELINES.model_copy(update={"transfer": None})) == ""
+    assert hardly_helps(transferred(0.02, math.nan, math.nan)) == ""
 
 
 def test_baselines_report__without_any_is_a_title() -> None:

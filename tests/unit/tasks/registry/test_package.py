@@ -181,3 +181,19 @@ def test_write__other_weights_than_the_backbones_are_refused(
     with pytest.raises(RegistryError, match="is not the file that timm:test_vit was"):
         package.write(tmp_path / "package", swapped, head_folder, max_pixels=1)
     assert not (tmp_path / "package" / "model.json").exists()
+
+
+def test_package__of_a_tuned_backbone_says_so(embedder: Embedder, head_folder: Path, tmp_path: Path) -> None:
+    first, *others = embedder.backbones
+    tuned = embedder.model_copy(update={"backbones": (first.model_copy(update={"tuned": "m" * 64}), *others)})
+    written = package.read(package.write(tmp_path / "tuned", tuned, head_folder, 10_000))
+    assert [backbone.tuned for backbone in written.embedder.backbones] == ["m" * 64, None]
+    plain = package.read(package.write(tmp_path / "plain", embedder, head_folder, 10_000))
+    assert written.digest != plain.digest
+
+
+def test_package__of_before_there_were_tuned_backbones_is_read_unchanged(written: Path) -> None:
+    fields = {"digest", "name", "weights", "weights_digest", "library", "preprocess", "precision", "blocks"}
+    # What is written now is what was written then, to the key.
+    assert [set(one) for one in _described(written)["embedder"]["backbones"]] == [fields] * 2
+    assert [backbone.tuned for backbone in package.read(written).embedder.backbones] == [None, None]

@@ -163,3 +163,72 @@ def test_trial__outputs_of_another_manifest_are_refused(
     nothing = stored(tmp_path / "nothing", [])
     with pytest.raises(DataError, match="0 test samples"):
         trial.run(tmp_path, tmp_path / "ours", nothing, data, np.empty((0, 2)), None, 5, 0)
+
+
+class Timed(Grey):
+    """Takes as many seconds for each image as it is told, by a clock of its own."""
+
+    def __init__(self, folder: Path, digest: str, clock: list[float], seconds: list[float]) -> None:
+        super().__init__(folder)
+        self.digest = digest
+        self._clock, self._seconds = clock, seconds  # seconds: of each call, the last one for all that follow
+
+    def outputs(self, images: Sequence[bytes]) -> NDArray[np.float64]:
+        seconds = self._seconds[min(len(self.asked), len(self._seconds) - 1)]
+        self._clock[0] += seconds * len(images)
+        return super().outputs(images)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("tasks.registry.trial.time.perf_counter", lambda: now[0])
+    return now
+
+
+def timed(
+    tmp_path: Path, packages: dict[str, Grey], clock: list[float], ours: list[float], theirs: list[float]
+) -> None:
+    for name, seconds in (("ours", ours), ("theirs", theirs)):
+        packages[name] = Timed(tmp_path / name, f"digest of {name}", clock, seconds)
+
+
+def test_throughput__is_of_images_in_one_request(
+    tmp_path: Path, data: Path, files: Manifest, packages: dict[str, Grey], clock: list[float]
+) -> None:
+    timed(tmp_path, packages, clock, [9.0, 0.25], [9.0, 1.0])  # the first call is not timed
+    made = trial.throughput(tmp_path, tmp_path / "ours", [tmp_path / "theirs"], files, data, 4, 0)
+    assert packages["ours"].asked == packages["theirs"].asked == [4] * (1 + made.rounds)
+    assert (made.images_per_s, made.teacher_images_per_s, made.speedup) == (4.0, 1.0, 4.0)
+    assert (made.package, made.teachers, made.samples) == ("digest of ours", ("digest of theirs",), 4)
+    assert (made.size_mb, made.teacher_size_mb) == (3, 1.5)
+    assert made.model_validate_json(made.model_dump_json()) == made
+
+
+def test_throughput__one_busy_round_changes_nothing(
+    tmp_path: Path, data: Path, files: Manifest, packages: dict[str, Grey], clock: list[float]
+) -> None:
+    timed(tmp_path, packages, clock, [1.0, 1.0, 64.0, 1.0], [2.0])
+    made = trial.throughput(tmp_path, tmp_path / "ours", [tmp_path / "theirs"], files, data, 4, 0)
+    assert (made.images_per_s, made.speedup) == (1.0, 2.0)
+
+
+def test_throughput__teachers_take_and_weigh_what_all_of_them_do(
+    tmp_path: Path, data: Path, files: Manifest, packages: dict[str, Grey], clock: list[float]
+) -> None:
+    timed(tmp_path, packages, clock, [1.0], [2.0])
+    both = [tmp_path / "theirs", tmp_path / "ours"]
+    made = trial.throughput(tmp_path, tmp_path / "ours", both, files, data, 4, 0)
+    assert made.speedup == 3.0
+    assert made.teacher_size_mb == 4.5
+    assert made.teachers == ("digest of theirs", "digest of ours")
+
+
+def test_throughput__without_images_or_teachers_is_refused(
+    tmp_path: Path, data: Path, files: Manifest, packages: dict[str, Grey]
+) -> None:
+    with pytest.raises(DataError, match="0 teachers"):
+        trial.throughput(tmp_path, tmp_path / "ours", [], files, data, 4, 0)
+    nothing = stored(tmp_path / "nothing", [])
+    with pytest.raises(DataError, match="0 test samples"):
+        trial.throughput(tmp_path, tmp_path / "ours", [tmp_path / "theirs"], nothing, data, 4, 0)

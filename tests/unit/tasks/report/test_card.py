@@ -4,17 +4,17 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from tasks.records import Target
+from tasks.records import Ladder, Target
 from tasks.report.card import LIMIT, card
 from tests.unit.tasks.report.example import Run, run_of
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
-def text_of(run: Run) -> str:
+def text_of(run: Run, ladder: Ladder | None = None) -> str:
     arguments = run.arguments()
     del arguments["data"], arguments["embeddings"]
-    return card(**arguments)
+    return card(**arguments, ladder=ladder)
 
 
 @pytest.mark.parametrize("target", ["class", "labels", "number"])
