@@ -27,6 +27,12 @@ class Settings(BaseSettings):
         pattern=r"^s3://[^/@]+(/.*)?$",  # credentials have no place in it
         description="Shared tier of the embedding cache, s3://bucket/prefix; default: this disk alone.",
     )
+    checkpoints_url: str | None = Field(
+        None,
+        pattern=r"^(s3://[^/@]+(/.*)?|[^:]+)$",  # credentials have no place in it
+        description="Checkpoints of fine-tuning, s3://bucket/prefix or a shared folder; default: a folder in"
+        " the state.",
+    )
     forward: Literal["auto", "torch", "openvino"] = Field(
         "auto",
         description="What runs the backbone: torch or openvino on the CPU; auto: the GPUs if there are any,"
@@ -39,6 +45,19 @@ class Settings(BaseSettings):
         None, description="Address of the Ray or Dask cluster; default: one on this machine for the run."
     )
     shards: int = Field(1, ge=1, le=100_000, description="Parts that an embedding is split into.")
+    gpu_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Workers of the pool adapt-gpu that `regraft up` starts; one: with all GPUs, more: with"
+        " one GPU each.",
+    )
+    finetune_silent_s: float = Field(
+        600.0,
+        ge=1,
+        description="From then on without a sign of life, a fine-tuning elsewhere is begun again, s; its"
+        " heartbeats come every 180 s.",
+    )
     memory_gb: float = Field(
         4.0, gt=0, description="Embeddings larger than this are trained on from the disk, in blocks, GB."
     )

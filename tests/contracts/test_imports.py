@@ -11,7 +11,7 @@ from tasks.settings import ROOT
 
 SOURCES = sorted([*(ROOT / "tasks").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 # Data flows one way: a stage may import the stages before it.
-STAGES = ("data", "embedding", "head", "audit", "evaluation", "report", "registry")
+STAGES = ("data", "embedding", "head", "finetune", "audit", "evaluation", "report", "registry")
 MAX_LINES = 400
 
 

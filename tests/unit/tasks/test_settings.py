@@ -60,6 +60,14 @@ def test_settings__cache_url_names_a_bucket(monkeypatch: pytest.MonkeyPatch, url
     assert Settings().cache_url == url
 
 
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/a/b", "/shared/folder", "~/folder", "a/b@c"])
+def test_settings__checkpoints_url_names_a_bucket_or_a_folder(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REGRAFT_CHECKPOINTS_URL", url)
+    assert Settings().checkpoints_url == url
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -67,6 +75,10 @@ def test_settings__cache_url_names_a_bucket(monkeypatch: pytest.MonkeyPatch, url
         ("cache_url", "https://bucket"),
         ("cache_url", ""),
         ("cache_url", "s3://key:secret@bucket/prefix"),
+        ("checkpoints_url", "s3:///prefix"),
+        ("checkpoints_url", "https://bucket"),
+        ("checkpoints_url", ""),
+        ("checkpoints_url", "s3://key:secret@bucket/prefix"),
         ("forward", "onnx"),
         ("runner", "spark"),
         ("shards", "0"),

@@ -1,0 +1,48 @@
+"""`python -m tasks.finetune.process SPEC.json`: one training; under torchrun one of the processes that
+share it. It knows of no server: what it has to say it writes into the folder of its spec."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from tasks.errors import FinetuneError, RegraftError
+from tasks.finetune.spec import Spec
+from tasks.finetune.stop import PREEMPTED, Stop
+
+
+def main(file: Path) -> int:
+    """Trains; returns the exit status."""
+    spec = Spec.load(file)
+    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+    with Stop() as stop:
+        from tasks.finetune.training import Preempted, run  # torch
+
+        try:
+            run(spec, stop)
+        except Preempted:
+            asked = FinetuneError("training was asked to end; a checkpoint holds all that it did: run again")
+            return _failed(spec, asked, PREEMPTED)
+        except RegraftError as error:
+            return _failed(spec, error, 1)
+    return 0
+
+
+def _failed(spec: Spec, error: RegraftError, status: int) -> int:
+    """Says why in a file: torchrun gives no more than that something failed."""
+    told = {"kind": type(error).__name__, "message": str(error)}
+    (spec.out / "error.json").write_text(json.dumps(told))
+    return status
+
+
+def _leave_with_the_parent() -> None:
+    with suppress(OSError):
+        sys.stdin.buffer.read()  # returns when the parent closes the pipe, or dies
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,61 @@
+"""What a fine-tuning on any machine is asked for: references and parameters, no data."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.params import DataParams, FinetuneParams, HeadParams, Params
+from tasks.records import Backbone, DatasetVersion, Manifest
+from tasks.stage import stage_key
+
+# Say whether to climb, what it costs and how often it is saved: they change no weight.
+_WITHOUT_EFFECT = {
+    *("when", "price_per_hour", "worth_per_point", "trial_samples", "keep", "checkpoint_s"),
+}
+
+
+class FinetuneRequest(BaseModel):
+    """A fine-tuning: the data is named by its version, the weights by their digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Of the model.")
+    key: str = Field(description="Names the training by all that determines it.")
+    dvc_file: str = Field(description="Text of the version's data.dvc.")
+    data: DataParams = Field(description="With which the version was audited and split.")
+    manifest: str = Field(description="Digest of the manifest that they give.")
+    backbone: Backbone = Field(description="That is tuned.")
+    head: HeadParams = Field(description="Of the head that training starts from.")
+    finetune: FinetuneParams = Field(description="How.")
+    run_id: str = Field("", description="MLflow run of the training.")
+
+    @property
+    def max_pixels(self) -> int:
+        return self.data.max_pixels
+
+    @classmethod
+    def of(
+        cls, name: str, dataset: DatasetVersion, manifest: Manifest, backbone: Backbone, params: Params
+    ) -> Self:
+        """The request for `params.finetune` on this data."""
+        effective = params.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+        key = stage_key(
+            "finetune",
+            manifest.digest,
+            backbone.name,
+            backbone.weights_digest,
+            backbone.preprocess,
+            params.head,
+            params.data.max_pixels,
+            FinetuneParams.model_validate(effective),
+        )
+        return cls(
+            name=name,
+            key=key,
+            dvc_file=dataset.dvc_file.read_text(encoding="utf-8"),
+            data=params.data,
+            manifest=manifest.digest,
+            backbone=backbone,
+            head=params.head,
+            finetune=params.finetune,
+        )

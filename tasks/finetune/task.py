@@ -1,0 +1,103 @@
+"""The finetune stage as Prefect tasks."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prefect import task
+
+from tasks import progress
+from tasks.finetune import bring
+from tasks.finetune.progress import Progress, append
+from tasks.finetune.spec import Distillation
+from tasks.params import FinetuneParams
+from tasks.records import Backbone, DatasetVersion, Head, Manifest, Tuned
+from tasks.settings import Settings
+from tasks.stage import build_once, stage_key
+from tasks.task import options
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Sequence[Progress]], None]
+
+
+@task(name="bring data", **options())
+def bring_dataset(dvc_file: str) -> DatasetVersion:
+    """The data version on this machine."""
+    return bring.dataset(dvc_file, Settings())
+
+
+@task(name="find weights", **options())
+def find_backbone(wanted: Backbone) -> Backbone | None:
+    """The backbone, where this machine has its weights or gets them by its name."""
+    return bring.backbone(wanted, Settings().root / "weights")
+
+
+# Its result is found by its folder; `watch` is no part of that.
+@task(name="fine-tune", **options())
+def tune(
+    manifest: Manifest,
+    dataset: DatasetVersion,
+    backbone: Backbone,
+    head: Head | None,
+    params: FinetuneParams,
+    key: str,
+    max_pixels: int,
+    distillation: Distillation | None = None,
+    watch: Watch = lambda lines: None,
+) -> Tuned:
+    """Trains once for a key; what was begun before, also elsewhere, is carried on.
+
+    Args:
+        key: names the training by all that determines it.
+        watch: told of progress; whatever it raises, training goes on.
+    """
+    from tasks.finetune import run  # torch
+
+    settings = Settings()
+    journal = progress_file(settings, key)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(lines: Sequence[Progress]) -> None:
+        for line in lines:
+            with suppress(OSError):  # a full disk costs numbers, not the training
+                append(journal, line)
+        progress.report("fine-tune", lines[-1].step, lines[-1].steps)
+        try:
+            watch(lines)
+        except Exception as error:
+            log.warning("fine-tune: progress can't be shown (%s)", type(error).__name__)
+
+    def build(out: Path) -> Tuned:
+        return run.run(
+            out,
+            manifest,
+            dataset.data,
+            backbone,
+            head,
+            params,
+            settings,
+            key=key,
+            max_pixels=max_pixels,
+            distillation=distillation,
+            watch=note,
+        )
+
+    return bring.placed(build_once(tuned_folder(settings, key), Tuned, build))
+
+
+def tuned_here(settings: Settings, key: str) -> Tuned | None:
+    """The result of a training that was made on this machine."""
+    folder = tuned_folder(settings, key)
+    return bring.placed(Tuned.load(folder)) if (folder / "record.json").exists() else None
+
+
+def tuned_folder(settings: Settings, key: str) -> Path:
+    """Where the result of a training lies."""
+    return settings.root / "stages" / "finetune" / stage_key("finetune", key)
+
+
+def progress_file(settings: Settings, key: str) -> Path:
+    """All lines of progress of all attempts on this machine, which outlive the attempt."""
+    return settings.root / "finetune" / f"{key}.jsonl"
