@@ -4,19 +4,17 @@ from prefect import flow
 
 from flows import artifacts
 from flows.champion import champion_on_test
-from flows.embedding import embed
-from flows.evidence import examine
+from flows.ladder import climb
 from flows.run import Run, model_name
+from flows.rung import FROZEN, Ground, judge
 from flows.runner import task_runner
 from tasks.data.task import audit_images, build_manifest, version_data
 from tasks.embedding.task import resolve_embedder
-from tasks.evaluation.task import decide
 from tasks.head.folds import check_folds
-from tasks.head.task import train_head
 from tasks.params import BUILTIN, Params
 from tasks.records import AdaptResult
 from tasks.registry.names import check_name
-from tasks.registry.task import find_finished, package_model, register
+from tasks.registry.task import find_finished, register
 from tasks.report.task import write_report
 from tasks.settings import Settings
 
@@ -28,7 +26,8 @@ def adapt(
     params: Params = Params(),  # noqa: B008
     rehash: bool = False,
 ) -> AdaptResult:
-    """Versions the data, embeds what is new, trains a head, judges it, registers it if it passed.
+    """Versions the data, embeds what is new, trains a head, fine-tunes where that pays, judges each,
+    and registers the one that is taken if it passed.
 
     Args:
         data: A folder of class folders, a .csv or .parquet table (path,label[,split,group,…]), the
@@ -52,25 +51,21 @@ def adapt(
     artifacts.publish_data(dataset, audit, manifest)
     check_folds(manifest, params.head.folds)
 
-    # Only samples that the cache lacks are computed, whatever else changed.
-    embeddings = embed(manifest, dataset, embedder, params.data)
-    head = train_head(manifest, embeddings, params.head)
-    # From here on, only the blocks that the head stands on; what is judged is what would be registered.
-    chosen, seen = embedder.select(head.blocks), embeddings.select(head.blocks)
-    package = package_model(chosen, head, params.data.max_pixels)
-
     # The champion is judged anew on today's test split, never by its old numbers; one that can't
     # be loaded closes the gate.
     incumbent = champion_on_test(run.name, manifest, dataset, params.data)
-    evidence = examine(audit, manifest, dataset, chosen, seen, head, package, incumbent, params)
-    decision = decide(evidence, params.gate, incumbent.version, incumbent.problem, manifest.target)
-    artifacts.publish_gate(decision, evidence)
-    report = write_report(name, decision, evidence, head, manifest, dataset, seen, run.lineage())
+    ground = Ground(name, params, dataset, audit, manifest, incumbent)
+
+    # The first rung is cheap: cached embeddings and a light head. What is above it has to pay.
+    frozen = judge(ground, FROZEN, embedder)
+    ladder, best = climb(ground, frozen)
+    artifacts.publish_gate(best.decision, best.evidence)
+    report = write_report(
+        name, best.decision, best.evidence, best.head, manifest, dataset, best.embeddings,
+        run.lineage(best), ladder, best.tuned,
+    )  # fmt: skip
 
     # Idempotent: the run's key names the one MLflow run and the one version that there can be.
-    result = run.result(audit, manifest, embeddings, head, evidence, decision, report)
-    registration = register(
-        run.record(audit, manifest, chosen, head, package, evidence, decision, report),
-        result.model_dump(mode="json"),
-    )
+    result = run.result(audit, manifest, frozen, best, ladder, report)
+    registration = register(run.record(audit, manifest, best, ladder, report), result.model_dump(mode="json"))
     return artifacts.publish_result(run.registered(result, registration))

@@ -1,17 +1,26 @@
 """What a flow run shows in the Prefect UI."""
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+import base64
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.logging import get_run_logger
 
 from flows.headline import head_in_words, headline
 from tasks.evaluation.report import (
     audit_report,
     baselines_report,
+    climb_report,
     data_report,
     gate_report,
+    ladder_report,
     robustness_report,
 )
-from tasks.records import AdaptResult, Audit, DatasetVersion, Decision, Evidence, Manifest
+from tasks.records import AdaptResult, Audit, Climb, DatasetVersion, Decision, Evidence, Ladder, Manifest
 
 
 def publish_data(dataset: DatasetVersion, audit: Audit, manifest: Manifest) -> None:
@@ -48,6 +57,18 @@ def publish_gate(decision: Decision, evidence: Evidence) -> None:
         key="metrics",
         description=f"Metrics on the test split, with {1 - evaluation.alpha:.0%} intervals",
     )
+
+
+def publish_climb(climb: Climb) -> None:
+    """Whether the ladder is climbed, and the numbers that say so."""
+    create_markdown_artifact(climb_report(climb), key="climb", description="Whether fine-tuning pays")
+
+
+def publish_ladder(ladder: Ladder) -> None:
+    """What each rung brought and what it cost, as a table and a picture."""
+    create_markdown_artifact(ladder_report(ladder), key="ladder", description="The ladder")
+    picture = base64.b64encode((ladder.path / "ladder.png").read_bytes()).decode()
+    create_image_artifact(f"data:image/png;base64,{picture}", key="ladder-plot", description="The ladder")
 
 
 def publish_result(result: AdaptResult) -> AdaptResult:

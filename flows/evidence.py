@@ -34,18 +34,28 @@ def examine(
     package: ModelPackage,
     incumbent: Incumbent,
     params: Params,
+    frozen: Evidence | None = None,
 ) -> Evidence:
     """Data, numbers, robustness, baselines and the packaged model; all of the challenger and, where there
-    is one, the champion."""
+    is one, the champion.
+
+    Args:
+        frozen: of the frozen backbone, where this one was trained. Its findings and baselines hold here
+            too: they say what the data is, and what was known before these labels were seen.
+    """
     champion = incumbent.champion
     return Evidence(
         quarantined_fraction=audit.quarantined_fraction,
-        findings=audit_embeddings(manifest, dataset, embeddings, head, champion, params.audit),
+        findings=(
+            frozen.findings
+            if frozen
+            else audit_embeddings(manifest, dataset, embeddings, head, champion, params.audit)
+        ),
         evaluation=evaluate_head(
             manifest, embeddings, head, champion, incumbent.embeddings, params.evaluation
         ),
         robustness=_robustness(manifest, dataset, embedder, head, incumbent, params),
-        baselines=_baselines(manifest, dataset, embeddings, head, params),
+        baselines=frozen.baselines if frozen else _baselines(manifest, dataset, embeddings, head, params),
         trial=try_package(package, manifest, dataset, embeddings, head, champion, params.evaluation),
     )
 

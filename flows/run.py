@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from prefect.runtime import flow_run
 
+from flows.rung import Judged
 from tasks.errors import public
 from tasks.params import Params
 from tasks.records import (
@@ -17,16 +18,12 @@ from tasks.records import (
     AuditFacts,
     DatasetFacts,
     DatasetVersion,
-    Decision,
     Embedder,
     EmbeddingFacts,
-    Embeddings,
-    Evidence,
     GateFacts,
-    Head,
     HeadFacts,
+    Ladder,
     Manifest,
-    ModelPackage,
     Registration,
     Report,
     digest_of,
@@ -56,13 +53,13 @@ class Run:
         self,
         audit: Audit,
         manifest: Manifest,
-        embeddings: Embeddings,
-        head: Head,
-        evidence: Evidence,
-        decision: Decision,
+        frozen: Judged,
+        best: Judged,
+        ladder: Ladder,
         report: Report,
     ) -> AdaptResult:
         """The result so far; `registered` completes it."""
+        head, evidence, decision = best.head, best.evidence, best.decision
         findings = evidence.findings
         return AdaptResult(
             state="registered" if decision.passed else "rejected",
@@ -71,7 +68,7 @@ class Run:
                 samples=manifest.samples,
                 quarantined=len(audit.quarantined),
             ),
-            embedding=EmbeddingFacts(computed=embeddings.computed, cached=embeddings.cached),
+            embedding=EmbeddingFacts(computed=frozen.embeddings.computed, cached=frozen.embeddings.cached),
             head=HeadFacts(kind=head.kind, strength=head.strength, temperature=head.temperature),
             audit=AuditFacts(
                 near_duplicates=findings.near_duplicates,
@@ -79,6 +76,9 @@ class Run:
                 label_errors=findings.label_errors,
                 outliers=findings.outliers,
             ),
+            rung=best.name,
+            ladder=ladder.rungs,
+            climb=ladder.climb.reason,
             metrics=evidence.evaluation.metrics,
             champion_metrics=evidence.evaluation.champion_metrics,
             gate=GateFacts(passed=decision.passed, reasons=decision.reasons),
@@ -89,13 +89,16 @@ class Run:
             links={},
         )
 
-    def lineage(self) -> dict[str, str]:
+    def lineage(self, best: Judged) -> dict[str, str]:
         """What made the model, for people."""
+        tuned = best.tuned
         told = {
             "Data source": public(self.dataset.source),
             "Data version (DVC)": self.dataset.digest,
-            "Backbones": ", ".join(backbone.name for backbone in self.embedder.backbones),
-            "Embedder": self.embedder.digest,
+            "Rung": best.name,
+            "Backbones": ", ".join(backbone.name for backbone in best.embedder.backbones),
+            "Embedder": best.embedder.digest,
+            "Trained": f"{tuned.steps:,} steps on {tuned.hardware}, weights {tuned.chosen}" if tuned else "",
             "Parameters": digest_of(self.params),
             "Code": code_digest(),
             "Commit": _git_commit() or "",
@@ -107,11 +110,8 @@ class Run:
         self,
         audit: Audit,
         manifest: Manifest,
-        embedder: Embedder,
-        head: Head,
-        package: ModelPackage,
-        evidence: Evidence,
-        decision: Decision,
+        best: Judged,
+        ladder: Ladder,
         report: Report,
     ) -> AdaptRun:
         """All that MLflow keeps."""
@@ -122,12 +122,14 @@ class Run:
             data=self.dataset,
             audit=audit,
             manifest=manifest,
-            embedder=embedder,
-            head=head,
-            package=package,
-            evidence=evidence,
-            decision=decision,
+            embedder=best.embedder,
+            head=best.head,
+            package=best.package,
+            evidence=best.evidence,
+            decision=best.decision,
             report=report,
+            ladder=ladder,
+            tuned=best.tuned,
             flow_run_id=flow_run.id,
             flow_run_url=_flow_run_url(),
             git_commit=_git_commit(),

@@ -21,7 +21,7 @@ from uuid import uuid4
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows import background
+from flows import background, gpu_pool
 from flows.background import Process
 from flows.environment import enter, environment
 from tasks.errors import StackError
@@ -69,7 +69,7 @@ def up(settings: Settings, params: Params) -> Stack:
         try:
             return _up(before.settings(settings), params, before)
         except StackError:
-            _end(settings, [name for name in NAMES if not before.runs(name)])
+            _end(settings, [name for name in _names(settings) if not before.runs(name)])
             _write(settings, before)
             raise
 
@@ -78,7 +78,7 @@ def down(settings: Settings) -> list[str]:
     """Stops what `up` started, flow runs that the worker started included; returns the names."""
     with locked(settings.root / "stack.lock"):
         # The worker first, so that it takes no new run while the servers leave.
-        stopped = _end(settings, reversed(NAMES))
+        stopped = _end(settings, reversed(_names(settings)))
         (settings.root / "stack.json").unlink(missing_ok=True)
     return stopped
 
@@ -171,7 +171,7 @@ def _up(settings: Settings, params: Params, before: Stack) -> Stack:
     # Deployments that are there stay as they are: a schedule that was paused in the UI stays paused.
     plan, digest = _plan(params)
     if stack.deployed != digest:
-        _deploy(settings, plan, env)
+        _deploy(settings, plan, env, stack.prefect)
         keep({"deployed": digest})
     _wait_for_servers(stack, settings)
     if not stack.runs("worker"):
@@ -179,7 +179,16 @@ def _up(settings: Settings, params: Params, before: Stack) -> Stack:
         _crash_lost_runs(stack.prefect)
         worker = f"local-{uuid4().hex[:8]}"
         ensure("worker", _worker(worker), {"MLFLOW_TRACKING_URI": settings.mlflow_url})
-        _wait_for(stack, "worker", lambda: _is_online(stack.prefect, worker), settings)
+        _wait_for(stack, "worker", lambda: _is_online(stack.prefect, POOL, worker), settings)
+    _limit_trainings(stack.prefect, settings.gpu_workers)
+    for number in range(settings.gpu_workers):
+        name = f"{gpu_pool.WORKER}-{number}"
+        if not stack.runs(name):
+            _end(settings, [name])  # a training that outlived it; another attempt carries on
+            worker = f"{name}-{uuid4().hex[:8]}"
+            command, own = gpu_pool.worker(number, settings.gpu_workers, worker)
+            ensure(name, command, {"MLFLOW_TRACKING_URI": settings.mlflow_url, **own})
+            _wait_for(stack, name, partial(_is_online, stack.prefect, gpu_pool.POOL, worker), settings)
     # What answers may be another stack's, which took the port at the same moment.
     _wait_for_servers(stack, settings)
     return stack
@@ -206,7 +215,7 @@ def _plan(params: Params) -> tuple[str, str]:
     """infra/prefect/prefect.yaml with the defaults of `params`, and a digest of all that a
     deployment is made of."""
     plan = yaml.safe_load((ROOT / "infra" / "prefect" / "prefect.yaml").read_text())
-    flows = [(ROOT / d["entrypoint"].partition(":")[0]).read_text() for d in plan["deployments"]]
+    flows = [_source(deployment["entrypoint"]) for deployment in plan["deployments"]]
     for deployment in plan["deployments"]:
         if deployment["entrypoint"].endswith(":adapt"):
             own = deployment.get("parameters", {})
@@ -215,14 +224,22 @@ def _plan(params: Params) -> tuple[str, str]:
     return text, digest_of(text, flows, code_digest())
 
 
-def _deploy(settings: Settings, plan: str, env: Mapping[str, str]) -> None:
+def _source(entrypoint: str) -> str:
+    """Of a flow that is named by its file, or by its module."""
+    file, named, _ = entrypoint.partition(":")
+    return (ROOT / (file if named else f"{entrypoint.rpartition('.')[0].replace('.', '/')}.py")).read_text()
+
+
+def _deploy(settings: Settings, plan: str, env: Mapping[str, str], api: str) -> None:
     """Registers the deployments of `plan`."""
     file = settings.root / "prefect.yaml"
     file.write_text(plan)
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
-    deploy = ["deploy", "--all", "--prefect-file", str(file)]
-    for arguments in (pool, deploy):
+    # One that is there may be of another type: of Kubernetes, say.
+    gpu = ["work-pool", "create", gpu_pool.POOL, "--type", "process"]
+    pools = [pool] if _answers(f"{api}/api/work_pools/{gpu_pool.POOL}") else [pool, gpu]
+    for arguments in (*pools, ["deploy", "--all", "--prefect-file", str(file)]):
         done = subprocess.run(
             [*prefect, *arguments],
             env={**env, "REGRAFT_ROOT": str(ROOT)},
@@ -267,9 +284,22 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _is_online(prefect: str, worker: str) -> bool:
+def _limit_trainings(prefect: str, workers: int) -> None:
+    """As many at once as there are local workers; at least one, and a limit that is there stays where
+    no local worker is asked for."""
+    limits = f"{prefect}/api/v2/concurrency_limits/"
     try:
-        workers = _post(f"{prefect}/api/work_pools/{POOL}/workers/filter", {})
+        if not _answers(f"{limits}{gpu_pool.LIMIT}"):
+            _post(limits, {"name": gpu_pool.LIMIT, "limit": max(1, workers)})
+        elif workers:
+            _post(f"{limits}{gpu_pool.LIMIT}", {"limit": workers}, "PATCH")
+    except (OSError, HTTPException) as error:
+        raise StackError(f"prefect: the limit {gpu_pool.LIMIT} could not be set ({error})") from None
+
+
+def _is_online(prefect: str, pool: str, worker: str) -> bool:
+    try:
+        workers = _post(f"{prefect}/api/work_pools/{pool}/workers/filter", {})
     except (OSError, HTTPException):
         return False
     return any(found["name"] == worker and found["status"] == "ONLINE" for found in workers)
@@ -288,11 +318,11 @@ def _crash_lost_runs(prefect: str) -> None:
         raise StackError(f"prefect: runs of the last worker could not be ended ({error})") from None
 
 
-def _post(url: str, body: object) -> Any:
+def _post(url: str, body: object, method: str = "POST") -> Any:
     headers = {"Content-Type": "application/json"}
-    request = Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - an http address
+    request = Request(url, json.dumps(body).encode(), headers, method=method)  # noqa: S310 - an http address
     with _open(request, timeout=10) as response:
-        return json.load(response)
+        return json.loads(response.read() or b"null")
 
 
 def _free_port() -> int:
@@ -321,6 +351,13 @@ def _end(settings: Settings, names: Iterable[str]) -> list[str]:
     return [name for name in names if background.end(_mark(settings, name))]
 
 
+def _names(settings: Settings) -> list[str]:
+    """Of all that `up` may have started, in the order in which it did."""
+    recorded = _recorded(settings)
+    processes = recorded.processes if recorded else ()
+    return [*NAMES, *(one.name for one in processes if one.name.startswith(gpu_pool.WORKER))]
+
+
 def _mark(settings: Settings, name: str) -> str:
     return f"{settings.root}:{name}"
 
@@ -331,13 +368,18 @@ def _log(settings: Settings, name: str) -> Path:
 
 def _read(settings: Settings) -> Stack:
     """What is on record and runs; at the addresses of `settings` if nothing does."""
-    nothing = Stack(prefect=settings.prefect_url, mlflow=settings.mlflow_url)
+    stack = _recorded(settings)
+    running = tuple(process for process in stack.processes if process.running()) if stack else ()
+    if stack is None or not running:
+        return Stack(prefect=settings.prefect_url, mlflow=settings.mlflow_url)
+    return stack.model_copy(update={"processes": running})
+
+
+def _recorded(settings: Settings) -> Stack | None:
     try:
-        stack = Stack.model_validate_json((settings.root / "stack.json").read_bytes())
+        return Stack.model_validate_json((settings.root / "stack.json").read_bytes())
     except (OSError, ValidationError):
-        return nothing
-    running = tuple(process for process in stack.processes if process.running())
-    return stack.model_copy(update={"processes": running}) if running else nothing
+        return None
 
 
 def _write(settings: Settings, stack: Stack) -> None:

@@ -14,9 +14,11 @@ from tasks.records import (
     Embedder,
     Evidence,
     Head,
+    Ladder,
     Manifest,
     ModelPackage,
     Report,
+    Tuned,
     digest_of,
 )
 from tasks.registry.names import BLOCKS, CHAMPION_VERSION, DATA, DECISION, DECISION_FILE, PASSED, RUN_KEY
@@ -39,6 +41,8 @@ class AdaptRun:
     evidence: Evidence
     decision: Decision
     report: Report
+    ladder: Ladder | None = None
+    tuned: Tuned | None = None  # of the rung that was taken
     flow_run_id: str | None = None  # of Prefect
     flow_run_url: str | None = None
     git_commit: str | None = None
@@ -83,6 +87,9 @@ def tags(run: AdaptRun) -> dict[str, str]:
         "regraft.flow_run_url": run.flow_run_url,
         "mlflow.source.git.commit": run.git_commit,
     }
+    taken = next((rung.name for rung in run.ladder.rungs if rung.chosen), None) if run.ladder else None
+    trained = run.tuned.backbone.weights_digest if run.tuned else None
+    optional |= {"regraft.rung": taken, "regraft.tuned_weights": trained}
     verdict = "passed" if run.decision.passed else "rejected"
     reasons = "\n".join(
         f"- {'passed' if r.passed else '**failed**'}: {escape(f'{r.check}: {r.detail}')}"

@@ -106,6 +106,7 @@ def _results(run: AdaptRun) -> dict[str, Path]:
         "baselines": evidence.baselines,
         "robustness": evidence.robustness,
         "report": run.report,
+        "ladder": run.ladder,
     }
     return {name: record.path for name, record in found.items() if record is not None}
 

@@ -1,12 +1,16 @@
 """The registry as Prefect tasks. MLflow takes seconds to import, so it is imported when needed."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
+from tasks.finetune import bring
+from tasks.finetune.request import FinetuneRequest
 from tasks.params import EvaluationParams
 from tasks.records import (
+    Backbone,
     Champion,
     DatasetVersion,
     Embedder,
@@ -16,7 +20,10 @@ from tasks.records import (
     ModelPackage,
     Promotion,
     Registration,
+    Teacher,
+    Throughput,
     Trial,
+    Tuned,
 )
 from tasks.registry.adapt_run import AdaptRun
 from tasks.settings import Settings
@@ -46,6 +53,14 @@ def load_champion(name: str) -> Champion | None:
     from tasks.registry.versions import champion
 
     return champion(name, Settings())
+
+
+@task(name="load version", **options())
+def load_version(name: str, number: str) -> Champion:
+    """A version of the model, whatever its alias."""
+    from tasks.registry.versions import bring
+
+    return bring(name, number, Settings())
 
 
 @task(name="package", **options("package"))
@@ -94,6 +109,27 @@ def try_package(
     return build_anew(folder, Trial, build)
 
 
+@task(name="try student", **options())
+def measure_throughput(
+    made: ModelPackage,
+    teachers: list[Teacher],
+    manifest: Manifest,
+    dataset: DatasetVersion,
+    params: EvaluationParams,
+) -> Throughput:
+    """How much quicker the packaged student answers than its teachers."""
+    from tasks.registry import trial
+
+    def build(out: Path) -> Throughput:
+        folders = [Path(one.folder) for one in teachers]
+        return trial.throughput(
+            out, made.package, folders, manifest, dataset.data, params.latency_samples, params.seed
+        )
+
+    digests = [one.digest for one in teachers]
+    return build_anew(stage_folder("throughput", made, *digests, manifest, params), Throughput, build)
+
+
 @task(name="register", **options())
 def register(run: AdaptRun, result: dict[str, Any]) -> Registration:
     """Records the run; registers a version if the gate passed. Idempotent by the run's key."""
@@ -107,3 +143,71 @@ def promote_version(name: str, version: str, by: str, reason: str) -> Promotion:
     from tasks.registry.promote import promote
 
     return promote(name, version, by, reason, Settings())
+
+
+@task(name="open training run", **options())
+def open_training_run(request: FinetuneRequest) -> str:
+    """The id of the MLflow run of a fine-tuning, which there is once."""
+    from tasks.registry.training_run import start
+
+    return start(request.name, request.key, request, Settings())
+
+
+def sending_metrics(run_id: str, progress: Path) -> AbstractContextManager[object]:
+    """While it is entered, the lines of the file `progress` go to MLflow; when that is away, later."""
+    from tasks.registry.training_metrics import Metrics
+
+    return Metrics(run_id, progress, Settings())
+
+
+@task(name="close training run", **options())
+def close_training_run(run_id: str, tuned: Tuned, progress: Path) -> None:
+    """Sends the trained weights, the history and the curves, and what is left of the numbers."""
+    from tasks.evaluation.ladder_plots import curves
+    from tasks.registry.training_run import finish
+
+    file = tuned.path / "curves.png"
+    if not file.exists():
+        curves(file, tuned)
+    finish(run_id, tuned, progress, Settings())
+
+
+def give_up_training_run(run_id: str) -> None:
+    """Marks the run of a training that failed."""
+    from tasks.registry.training_run import give_up
+
+    give_up(run_id, Settings())
+
+
+@task(name="keep weights", **options())
+def keep_backbone(run_id: str, backbone: Backbone) -> None:
+    """Puts the weights that training starts from into its run, for the machine that trains."""
+    from tasks.registry import training_run
+
+    training_run.keep_backbone(run_id, backbone, Settings())
+
+
+@task(name="fetch weights", **options())
+def fetch_backbone(wanted: Backbone, run_id: str) -> Backbone:
+    """The backbone with the weights that its training's run holds."""
+    from tasks.registry import training_run
+
+    settings = Settings()
+    store = settings.root / "weights"
+    return bring.with_weights(wanted, training_run.fetch_backbone(run_id, wanted, store, settings))
+
+
+@task(name="fetch tuned", **options())
+def fetch_tuned(run_id: str) -> Tuned:
+    """What a finished fine-tuning came to, brought to this machine."""
+    from tasks.registry.training_run import fetch
+
+    settings = Settings()
+    return bring.placed(Tuned.load(fetch(run_id, settings.root / "tuned" / run_id, settings)))
+
+
+def is_trained(run_id: str) -> bool:
+    """Whether a fine-tuning is finished."""
+    from tasks.registry.training_run import is_finished
+
+    return is_finished(run_id, Settings())

@@ -188,22 +188,28 @@ def registered(client: MlflowClient, name: str, version: str) -> RegisteredVersi
 
 
 def champion(name: str, settings: Settings) -> Champion | None:
-    """Brings the champion's package to `<state>/models/<name>/<version>`; None where there is no
-    champion yet.
+    """Brings the champion's package to this machine; None where there is no champion yet.
 
     Raises:
         RegistryError: it can't be had, is damaged, or was not made by Regraft.
     """
+    number = champion_version(connect(settings), check_name(name))
+    return None if number is None else bring(name, number, settings)
+
+
+def bring(name: str, number: str, settings: Settings) -> Champion:
+    """Brings the package of a version to `<state>/models/<name>/<version>`.
+
+    Raises:
+        RegistryError: as for `champion`, or there is no such version.
+    """
     client = connect(settings)
-    number = champion_version(client, check_name(name))
-    if number is None:
-        return None
-    version = get_version(client, name, number)
+    version = get_version(client, check_name(name), number)
     digest = version.tags.get(PACKAGE)
     if digest is None:
         raise RegistryError(
-            f"{name} version {number}: the champion was not registered by Regraft;"
-            f" promote another version, or take the alias `{CHAMPION}` from it"
+            f"{name} version {number}: was not registered by Regraft; promote another version,"
+            f" or, if it is the champion, take the alias `{CHAMPION}` from it"
         )
     folder = settings.root / "models" / name / number
     # The digest tells a folder of another registry's version with the same number.
@@ -224,6 +230,7 @@ def champion(name: str, settings: Settings) -> Champion | None:
         folder=str(folder),
         embedder=embedder_of(content.embedder.backbones),
         target=content.head.target,
+        package=content.digest,
         manifest=_manifest(f"models:/{name}/{number}", settings),
     )
 

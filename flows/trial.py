@@ -1,0 +1,88 @@
+"""Whether to climb: where the gate asks for it, or where a trial on some samples expects a gain that is
+worth its price."""
+
+from pathlib import Path
+
+from flows import artifacts
+from flows.embedding import embed
+from flows.finetune import starting_head
+from flows.rung import Ground, Judged
+from tasks.data import units
+from tasks.data.task import sample_manifest
+from tasks.embedding.source import embedder_of
+from tasks.evaluation.task import choose_rung, expect_gain
+from tasks.finetune.bring import with_weights
+from tasks.finetune.climb import Expected, expected_seconds, plan_climb, trial_needed
+from tasks.finetune.halving import Halved, candidates, halve, settled
+from tasks.finetune.request import FinetuneRequest
+from tasks.finetune.task import tune
+from tasks.head.task import train_head
+from tasks.params import FinetuneParams, Params
+from tasks.records import Climb, Embedder, Embeddings, Head, Split, Tuned
+
+_EPOCHS = 2  # of the first round
+_ROUNDS = 2
+
+
+def plan(ground: Ground, frozen: Judged) -> tuple[Climb, Params]:
+    """Whether to climb, and the parameters with which: those that were wished, or of them what a trial
+    found best.
+
+    Raises:
+        FinetuneError: `finetune.when` is always, and it can't be.
+    """
+    params, name = ground.params, frozen.embedder.backbones[0].name
+    validation = len(set(units.of_split(ground.manifest, "validation")))
+    expected, halved = None, None
+    if trial_needed(params.finetune, frozen.decision, backbone=name, validation_units=validation):
+        expected, halved = _tried(ground, frozen)
+        params = params.model_copy(update={"finetune": settled(params.finetune, halved.best)})
+    reached = None
+    if validation:
+        rung = (frozen.name, frozen.embeddings, frozen.head)
+        taken = choose_rung(ground.manifest, [rung], params.evaluation, params.gate.metric)
+        reached = taken.validation[0].value
+    made = plan_climb(
+        params.finetune,
+        frozen.decision,
+        params.gate.metric,
+        backbone=name,
+        validation_units=validation,
+        frozen=reached,
+        expected=expected,
+        trial=halved.points if halved else (),
+    )
+    artifacts.publish_climb(made)
+    return made, params
+
+
+def _tried(ground: Ground, frozen: Judged) -> tuple[Expected, Halved]:
+    """A trial on some training samples, and what it says of all of them."""
+    params, manifest, dataset = ground.params, ground.manifest, ground.dataset
+    take: dict[Split, int] = {"train": params.finetune.trial_samples, "validation": manifest.samples}
+    sample = sample_manifest(manifest, take, params.finetune.seed)
+    backbone = frozen.embedder.backbones[0]
+    backbone = with_weights(backbone, Path(backbone.weights))
+
+    def headed(embedder: Embedder, name: str) -> tuple[Embeddings, Head]:
+        seen = embed(sample, dataset, embedder, params.data, ("train", "validation"), f"embed {name}")
+        return seen, train_head.with_options(name=f"train head {name}")(sample, seen, params.head)
+
+    def train(candidate: FinetuneParams) -> Tuned:
+        request = FinetuneRequest.of(
+            ground.name, dataset, sample, backbone, params.model_copy(update={"finetune": candidate})
+        )
+        head = starting_head(sample, dataset, backbone, request)
+        return tune(sample, dataset, backbone, head, candidate, request.key, params.data.max_pixels)
+
+    halved = halve(candidates(params.finetune, _EPOCHS), train, _ROUNDS)
+    gain = expect_gain(
+        sample,
+        headed(frozen.embedder, "frozen, in the trial"),
+        headed(embedder_of([halved.tuned.backbone]), "tuned, in the trial"),
+        (frozen.embeddings, frozen.head),
+        params.evaluation,
+        params.gate.metric,
+    )
+    tried, trained = (sum(one.counts["train"].values()) for one in (sample, manifest))
+    return Expected(gain, expected_seconds(halved.tuned, tried, trained, params.finetune.epochs)), halved
