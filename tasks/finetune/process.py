@@ -40,7 +40,8 @@ def _failed(spec: Spec, error: RegraftError, status: int) -> int:
 
 def _leave_with_the_parent() -> None:
     with suppress(OSError):
-        sys.stdin.buffer.read()  # returns when the parent closes the pipe, or dies
+        # Not sys.stdin, whose lock this thread would hold while the interpreter ends.
+        os.read(0, 1)  # returns when the parent closes the pipe, or dies
         os.kill(os.getpid(), signal.SIGTERM)
 
 
