@@ -21,6 +21,7 @@ from rich.text import Text
 
 from flows.headline import head_in_words, headline
 from tasks import progress as reported
+from tasks.progress import duration
 from tasks.records import AdaptResult, Interval
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def result(result: AdaptResult, *, up: bool) -> None:
         alias = f", alias {result.model.alias}" if result.model.alias else ""
         facts.add_row("model", escape(f"{result.model.name} version {result.model.version}{alias}"))
     console.print(facts)
+    console.print(f"\n{escape(result.climb)}" if result.climb else "")
+    if len(result.ladder) > 1:
+        console.print(_ladder(result))
     console.print(_metrics(result))
     gate = Table(title="Gate", title_justify="left")
     for column in ("check", "", "numbers"):
@@ -155,6 +159,29 @@ def _metrics(result: AdaptResult) -> Table:
         if champion:
             cells.append(_interval(champion[name]) if name in champion else "-")
         table.add_row(*cells)
+    return table
+
+
+def _ladder(result: AdaptResult) -> Table:
+    table = Table(title=f"Ladder, {result.ladder[0].metric}", title_justify="left")
+    table.add_column("rung")
+    for column in ("on validation", "on test"):
+        table.add_column(column, justify="right")
+    table.add_column("gate")
+    for column in ("takes", "price", "MB", "p50, ms"):
+        table.add_column(column, justify="right")
+    for rung in result.ladder:
+        name = escape(rung.name)
+        table.add_row(
+            f"[bold]{name}[/] ←" if rung.chosen else name,
+            _interval(rung.validation),
+            _interval(rung.test),
+            "[green]passed[/]" if rung.passed else f"[red]failed[/] {escape(', '.join(rung.failed))}",
+            duration(rung.seconds),
+            f"{rung.price:.2f}",
+            f"{rung.size_mb:.1f}",
+            f"{rung.latency_ms:.1f}",
+        )
     return table
 
 

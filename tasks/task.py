@@ -16,7 +16,7 @@ from tasks.records import digest_of
 from tasks.settings import Settings
 from tasks.stage import stage_key
 
-# Seconds of each task of the flow runs of this process, by flow run and task name.
+# Seconds of the tasks of the flow runs of this process, by flow run and task name.
 _SECONDS: dict[str, dict[str, float]] = {}
 
 
@@ -74,4 +74,5 @@ def _may_pass(_task: object, _run: object, state: Any) -> bool:
 def _note_seconds(task: Any, run: Any, state: Any) -> None:
     started = run.start_time or state.timestamp
     passed = (datetime.now(UTC) - started).total_seconds()
-    _SECONDS.setdefault(str(run.flow_run_id), {})[task.name] = round(passed, 3)
+    of_run = _SECONDS.setdefault(str(run.flow_run_id), {})
+    of_run[task.name] = round(of_run.get(task.name, 0.0) + passed, 3)

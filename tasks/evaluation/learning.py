@@ -119,7 +119,8 @@ def doubled(
         return found
 
     largest = int(sizes.argmax())
-    value = float(at_twice(np.exp(logs[largest]), np.array(slope)))
+    measured = values[largest] if lower else 1 - values[largest]  # none is none, with more samples too
+    value = float(at_twice(np.array(measured), np.array(slope)))
     draws = np.array([one.draws for one in trained])  # [P, B]
     draws = errors(draws[:, np.isfinite(draws).all(axis=0)])
     if draws.shape[1] == 0:
