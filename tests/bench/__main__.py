@@ -24,6 +24,9 @@ CASES = (
     "gates",
     "rates",
     "heads",
+    "training",
+    "ladder",
+    "labels",
 )
 
 
