@@ -4,6 +4,7 @@ share it. It knows of no server: what it has to say it writes into the folder of
 import json
 import os
 import signal
+import stat
 import sys
 import threading
 from contextlib import suppress
@@ -40,6 +41,8 @@ def _failed(spec: Spec, error: RegraftError, status: int) -> int:
 
 def _leave_with_the_parent() -> None:
     with suppress(OSError):
+        if not stat.S_ISFIFO(os.fstat(0).st_mode):
+            return  # it was started by hand
         # Not sys.stdin, whose lock this thread would hold while the interpreter ends.
         os.read(0, 1)  # returns when the parent closes the pipe, or dies
         os.kill(os.getpid(), signal.SIGTERM)

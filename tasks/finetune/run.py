@@ -90,6 +90,7 @@ def _command(spec: Path) -> list[str]:
 
 def _watched(command: Sequence[str], spec: Spec, watch: Callable[[Sequence[Progress]], None]) -> None:
     log = spec.out / "process.log"
+    (spec.out / "error.json").unlink(missing_ok=True)  # of an earlier attempt
     with log.open("wb") as output:
         # It ends with this process: when the pipe closes, it saves a checkpoint and leaves.
         process = subprocess.Popen(

@@ -25,6 +25,7 @@ from tasks.finetune.mix import mixed
 from tasks.finetune.network import Tunable
 from tasks.finetune.progress import Progress, Rate
 from tasks.finetune.schedule import factor
+from tasks.finetune.spent import Prepared
 from tasks.finetune.stop import Stop
 from tasks.finetune.trainable import Trainable
 from tasks.params import FinetuneParams
@@ -67,6 +68,7 @@ class Setting:
     fitting: Fitting
     report: Callable[[Progress], None]
     stop: Stop
+    prepared: Prepared  # seconds before the first step
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class _Loop:
         self._optimiser = _optimiser(trainable, objective, how.params)
         self._average = Average(model, how.params.average) if how.params.average else None
         self._course = self._resumed()
+        self._course.prepared |= how.prepared
+        self._counted = time.monotonic()  # until when the seconds are counted
         self._compiled = cast(nn.Module, torch.compile(forward)) if how.params.compile else forward
         self._forward = self._compiled
         self._pending: list[tuple[int, float, Tensor]] = []  # step, learning rate, (loss, norm)
@@ -131,20 +135,21 @@ class _Loop:
     def epoch(self) -> None:
         """One pass over the training samples, from where a checkpoint left it."""
         course, how = self._course, self._how
-        epoch = len(course.history)
+        epoch, steps = len(course.history), self._source.steps
         self._trainable.start_epoch(epoch)
         self._forward = how.processes.wrap(self._compiled)  # anew: other parameters may be trained now
-        rate = Rate(self._source.steps * self._params.epochs, self._params.epochs)
-        began = saved = reported = time.monotonic()
-        spent, lr = course.seconds, 0.0
-        for batch in self._source.epoch(epoch, course.step - epoch * self._source.steps):
-            lr = self._step(batch.to(self._device))
-            now = time.monotonic()
-            course.seconds = spent + now - began
+        rate = Rate(steps * self._params.epochs, self._params.epochs)
+        saved = reported = self._count()
+        if course.step == epoch * steps:
+            course.epoch_began = course.seconds
+        for batch in self._source.epoch(epoch, course.step - epoch * steps):
+            self._step(batch.to(self._device))
+            now = self._count()
             rate.add(len(batch.rows) * how.processes.world)
             if now - reported > _REPORTED_S:
                 reported = now
                 self._look()
+                lr = self._learning_rate(course.step - 1)
                 how.report(rate.progress(epoch, course.step, course.loss, lr))
             if how.processes.any(how.stop.wanted):
                 self._save()
@@ -153,20 +158,22 @@ class _Loop:
                 saved = now
                 self._try_to_save()
         self._look()
-        self._judged(epoch, lr, course.seconds - course.epoch_began, rate)
+        self._judged(epoch, rate)
         self._try_to_save()
 
     def finish(self) -> Trained:
         """Leaves the model with the weights that validation chose."""
         chosen, weights, score = choose(self._params, self._before, self._course, self._score)
         load(self._model, weights)
+        self._count()
         return Trained(chosen, score, self._course)
 
-    def _step(self, batch: Batch) -> float:
-        """One update of the weights; returns the learning rate of the backbone's last block."""
+    def _step(self, batch: Batch) -> None:
+        """One update of the weights."""
         how, step = self._how, self._course.step
         torch.manual_seed(int(digest_of("step", self._params.seed, step)[:15], 16))
-        lr = self._set_learning_rates()
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["peak"] * self._factor(step)
         batch = mixed(batch, self._params.augment, self._params.seed, step)
         count = how.processes.total(torch.tensor(float(len(batch.rows)), device=self._device))
 
@@ -185,6 +192,7 @@ class _Loop:
                 parameter.grad = how.processes.total(parameter.grad) / how.processes.world
         trained = [p for group in self._optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self._params.clip or float("inf"))
+        lr = self._learning_rate(step)
         self._pending.append((step, lr, torch.stack([how.processes.total(loss), norm.detach()])))
         if self._device.type == "cpu" or len(self._pending) >= _CHECKED_STEPS:
             self._look()
@@ -193,7 +201,6 @@ class _Loop:
         if self._average is not None:
             self._average.update(self._model)
         self._course.step += 1
-        return lr
 
     def _look(self) -> None:
         """Adds the losses that were not looked at yet.
@@ -212,24 +219,33 @@ class _Loop:
             self._course.loss = loss
         self._pending.clear()
 
-    def _set_learning_rates(self) -> float:
-        params, steps = self._params, self._source.steps * self._params.epochs
-        now = factor(self._course.step, steps, round(params.warmup * steps))
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["peak"] * now
-        return params.learning_rate * now
+    def _factor(self, step: int) -> float:
+        steps = self._source.steps * self._params.epochs
+        return factor(step, steps, round(self._params.warmup * steps))
+
+    def _learning_rate(self, step: int) -> float:
+        """Of the backbone's last block."""
+        return self._params.learning_rate * self._factor(step)
+
+    def _count(self) -> float:
+        """Counts the seconds until now, which it returns."""
+        now = time.monotonic()
+        self._course.seconds += now - self._counted
+        self._counted = now
+        return now
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._how.precision == "float32":
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 
-    def _judged(self, epoch: int, lr: float, seconds: float, rate: Rate) -> None:
+    def _judged(self, epoch: int, rate: Rate) -> None:
         """Ends an epoch: what validation says of the weights, or of their average."""
-        course, steps = self._course, self._source.steps
+        course, steps, lr = self._course, self._source.steps, self._learning_rate(self._course.step - 1)
+        seconds = course.seconds - course.epoch_began
         weights = weights_of(self._model)
         if self._average is not None:
-            weights = {name: tensor.clone() for name, tensor in self._average.tensors().items()}
+            weights = _copied(self._average.tensors())
         loss, score = self._score_both(weights)
         found = Epoch(
             epoch=epoch + 1,
@@ -239,7 +255,8 @@ class _Loop:
             validation=score,
             learning_rate=lr,
             seconds=seconds,
-            samples_per_s=rate.samples_per_s,
+            # Of an epoch whose last step an earlier process took, all its steps tell.
+            samples_per_s=rate.samples_per_s or steps * self._params.batch / max(seconds, 1e-9),
         )
         course.end_epoch(found, weights, self._params)
         self._how.report(rate.progress(epoch, course.step, found.loss, lr, found))
@@ -253,9 +270,12 @@ class _Loop:
         load(self._model, weights)
         self._model.eval()
         with torch.inference_mode():
-            found = self._judge()
+            found = torch.tensor(self._judge(), dtype=torch.float64, device=self._device)
         load(self._model, own)
-        return found
+        processes = self._how.processes
+        # That of the first process, for all: their statistics of normalisation differ.
+        loss, score = processes.total(found if processes.rank == 0 else torch.zeros_like(found)).tolist()
+        return loss, score
 
     def _try_to_save(self) -> None:
         """A store that is away for a while costs no training."""
@@ -269,6 +289,7 @@ class _Loop:
         self._look()
         if self._how.processes.rank:
             return
+        self._count()
         moments, optimiser = flatten(self._optimiser.state_dict())
         tensors = {f"model.{name}": tensor for name, tensor in weights_of(self._model).items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in moments.items()}
@@ -304,8 +325,8 @@ class _Loop:
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """A copy of all parameters and buffers that are kept."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """A copy of all parameters and buffers that are kept, on the CPU."""
+    return _copied(model.state_dict())
 
 
 def load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -313,6 +334,10 @@ def load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(weights[name])
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> Weights:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _optimiser(trainable: Trainable, objective: Objective, params: FinetuneParams) -> torch.optim.Optimizer:

@@ -14,6 +14,10 @@ from tasks.params import FinetuneParams
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
+# Of the statistics of batch normalisation, at least: with the 0.01 that networks ported from TensorFlow have,
+# they stay behind the weights for hundreds of steps, and validation judges by statistics of other weights.
+_MOMENTUM = 0.1
+
 
 @dataclass
 class Group:
@@ -37,6 +41,9 @@ class Trainable:
         self.groups = groups
         self.count = sum(parameter.numel() for group in groups for parameter in group.parameters)
         self._model, self._units, self._freeze_norms = model, parts, freeze_norms
+        for norm in self._batch_norms():
+            if norm.momentum is not None:
+                norm.momentum = max(norm.momentum, _MOMENTUM)
         begins: dict[int, int] = {}  # place of a unit -> the epoch from which something of it is trained
         for group in groups:
             if not group.head:
@@ -61,9 +68,11 @@ class Trainable:
                 for module in unit.modules(self._model.network):
                     module.eval()
         if self._freeze_norms:
-            for module in self._model.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            for norm in self._batch_norms():
+                norm.eval()
+
+    def _batch_norms(self) -> list[_BatchNorm]:
+        return [module for module in self._model.network.modules() if isinstance(module, _BatchNorm)]
 
 
 def plan(model: Tunable, params: FinetuneParams) -> Trainable:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,9 @@ from tasks.finetune.memory import Fitting, hardware, quick_allocator
 from tasks.finetune.network import Tunable, export, scratch, tunable
 from tasks.finetune.prefix import CachedPrefix, split
 from tasks.finetune.prefixed import Prefixed
-from tasks.finetune.progress import append
+from tasks.finetune.progress import Progress, append
 from tasks.finetune.spec import Distillation, Spec
+from tasks.finetune.spent import Spent
 from tasks.finetune.stop import Stop
 from tasks.finetune.teacher import Teacher
 from tasks.finetune.train import Objective, Preempted, Setting, Source, Trained, train
@@ -43,6 +45,7 @@ __all__ = ["Preempted", "run"]
 
 _JUDGED = 32  # crops in a forward pass of validation
 _WORKERS = 8  # processes that make batches beside a GPU, at most
+_ANSWERS, _VIEWS = "answers", "views"  # what time is spent on before the first step
 
 
 class _Asked:
@@ -97,11 +100,13 @@ class _Training:
         numbers = self._target == "number"
         self._standard = losses.standard(self._train.y) if numbers else (0.0, 1.0)
         self._precision = self._chosen_precision()
+        self._spent = Spent(spec.state / "finetune" / f"{spec.key}-{processes.rank}.json")
 
     def run(self) -> None:
         model = self._model().to(self._device).to(memory_format=torch.channels_last)
         trainable = plan(model, self._params)
         source, forward = self._source(model, trainable)
+        objective = self._objective(model)
         how = Setting(
             key=self._spec.key,
             params=self._params,
@@ -111,11 +116,24 @@ class _Training:
             fitting=self._fitting(),
             report=self._report(),
             stop=self._stop,
+            prepared=self._spent.prepared,
         )
-        objective = self._objective(model)
         trained = train(model, trainable, source, objective, self._judge(model), how, forward)
         if self._processes.rank == 0:
             self._write(model, trained, trainable, how)
+        self._spent.clear()
+
+    @contextmanager
+    def _preparing(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Counts the seconds within, where what it gives is told of progress and asks whether to go on."""
+        with self._spent.on(what) as note:
+
+            def told(done: int, total: int) -> None:
+                note()
+                if self._stop.wanted:
+                    raise Preempted
+
+            yield told
 
     def _unlabelled(self) -> tuple[Sample, ...]:
         """Further images, which a teacher answers."""
@@ -182,7 +200,8 @@ class _Training:
         )
         for rank in range(processes.world):  # the first fills it, the others find it filled
             if rank == processes.rank:
-                cached.fill(images, views)
+                with self._preparing(_VIEWS) as told:
+                    cached.fill(images, views, told)
             processes.barrier()
         return Prefixed(batches, cached), suffix
 
@@ -200,15 +219,17 @@ class _Training:
         """What the teachers say of the same views. The first process asks them, the others find it."""
         spec, params = self._spec, self._params
         teacher = Teacher([_Asked(one) for one in how.teachers], spec.manifest.classes, self._target)
-        answers = teacher.answers(
-            self._samples,
-            params.augment,
-            params.seed,
-            how.params.views,
-            features=how.params.features > 0,
-            max_pixels=spec.max_pixels,
-            state=spec.state,
-        )
+        with self._preparing(_ANSWERS) as told:
+            answers = teacher.answers(
+                self._samples,
+                params.augment,
+                params.seed,
+                how.params.views,
+                features=how.params.features > 0,
+                max_pixels=spec.max_pixels,
+                state=spec.state,
+                progress=told,
+            )
         return distillation(
             how.params,
             self._target,
@@ -263,10 +284,15 @@ class _Training:
         memo = spec.state / "finetune" / "memory.json"
         return Fitting(memo, of, share, params.accumulate, alone=self._processes.world == 1)
 
-    def _report(self) -> Callable[[Any], None]:
+    def _report(self) -> Callable[[Progress], None]:
         if self._processes.rank:
             return lambda line: None
-        return lambda line: append(self._spec.progress, line)
+
+        def report(line: Progress) -> None:
+            with suppress(OSError):  # a full disk costs numbers, not the training
+                append(self._spec.progress, line)
+
+        return report
 
     def _chosen_precision(self) -> Literal["float32", "bfloat16"]:
         if self._params.precision != "auto":
@@ -298,6 +324,6 @@ class _Training:
             accumulate=how.fitting.parts,
             precision=self._precision,
             hardware=hardware(self._device),
-            seconds=course.seconds,
-            cached_s=0.0,
+            seconds=course.seconds + course.prepared_s(),
+            cached_s=course.prepared_s(_VIEWS),
         ).save()

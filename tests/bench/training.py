@@ -102,7 +102,7 @@ def _prefix(manifest: Manifest, backbone: Backbone, settings: Settings) -> Itera
     yield harness.row(
         "Cached prefix, the last two blocks trained", ours, theirs, unit="s", goal=3.0,
         note=f"lite0 at 224 px, {3 * LABELS} images, {CACHED.epochs} epochs, {CACHED.cached_views} views of"
-        f" each, their computation counted; against all blocks in every epoch; balanced accuracy on validation"
+        f" each, their computation counted; against all blocks in each epoch; balanced accuracy on validation"
         f" by seed: {scores}",
     )  # fmt: skip
 
