@@ -1,5 +1,8 @@
 """Down the ladder: a small student of the best rung, of the champion, or of other versions."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from flows.embedding import embed
 from flows.rung import Ground, Judged, judge
 from flows.training_shown import TrainingShown
@@ -7,33 +10,65 @@ from tasks.embedding.source import embedder_of
 from tasks.embedding.task import resolve_embedder
 from tasks.errors import FinetuneError
 from tasks.finetune.spec import Distillation
-from tasks.finetune.student import student_embedding, student_params
-from tasks.finetune.task import tune
-from tasks.records import Teacher
+from tasks.finetune.student import student_embedding, student_key, student_params
+from tasks.finetune.task import list_unlabelled, tune
+from tasks.params import DistillParams
+from tasks.records import Backbone, Teacher
 from tasks.registry.task import load_version
-from tasks.stage import stage_key
 
 STUDENT = "student"
+BEST = "best"
 
 
-def learn(ground: Ground, frozen: Judged, best: Judged) -> Judged:
-    """Trains a student of `distill.teachers`, and judges it beside them.
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is, and what it learns from."""
+
+    student: Backbone
+    teachers: tuple[Teacher | None, ...]  # none: the best rung of this run
+    params: DistillParams  # with absolute paths
+    unlabelled: str  # digest of the further images
+
+    @property
+    def of_best(self) -> bool:
+        return None in self.teachers
+
+
+def prepare(ground: Ground) -> Lesson:
+    """Finds the student, its teachers and its images, so that what is wrong is said before hours of training.
 
     Raises:
-        FinetuneError: a teacher is not there, or training can't be done.
+        FinetuneError: a teacher is not there.
+        BackboneError: the student's weights can't be had.
+        DataError: the folder of further images can't be used.
+    """
+    params = ground.params
+    resolve = resolve_embedder.with_options(name="resolve student")
+    (student,) = resolve(student_embedding(params)).backbones
+    teachers = tuple(None if name == BEST else _version(ground, name) for name in params.distill.teachers)
+    folder, further = params.distill.unlabelled, ""
+    if folder:
+        folder = str(Path(folder).expanduser().resolve())  # the process that trains has another directory
+        further = list_unlabelled(folder, ground.manifest, params.data)
+    wished = params.distill.model_copy(update={"unlabelled": folder})
+    return Lesson(student, teachers, wished, further)
+
+
+def learn(ground: Ground, frozen: Judged, best: Judged, lesson: Lesson) -> Judged:
+    """Trains the student, and judges it beside its teachers.
+
+    Raises:
+        FinetuneError: training can't be done.
     """
     params, manifest = ground.params, ground.manifest
-    teachers = [_teacher(ground, name, best) for name in params.distill.teachers]
-    resolve = resolve_embedder.with_options(name="resolve student")
-    (backbone,) = resolve(student_embedding(params)).backbones
+    teachers = [one or best.as_teacher() for one in lesson.teachers]
     how = student_params(params)
-    distillation = Distillation(params=params.distill, data=params.data, teachers=tuple(teachers))
-    digests = [one.digest for one in teachers]
-    key = stage_key("student", manifest, backbone, *digests, params.distill, how, params.data)
-    tuned = tune(
+    distillation = Distillation(params=lesson.params, data=params.data, teachers=tuple(teachers))
+    key = student_key(manifest, lesson.student, teachers, distillation, how, lesson.unlabelled)
+    tuned = tune.with_options(name="distill")(
         manifest,
         ground.dataset,
-        backbone,
+        lesson.student,
         None,
         how,
         key,
@@ -45,19 +80,16 @@ def learn(ground: Ground, frozen: Judged, best: Judged) -> Judged:
     return judge(ground, STUDENT, embedder, frozen=frozen, tuned=tuned, teachers=teachers)
 
 
-def _teacher(ground: Ground, name: str, best: Judged) -> Teacher:
-    """`best`, `champion` or the number of a version, with the test split as it sees it."""
-    if name == "best":
-        return best.as_teacher()
+def _version(ground: Ground, name: str) -> Teacher:
+    """`champion` or the number of a version, with the test split as it sees it."""
     incumbent = ground.incumbent
-    if name == "champion":
-        if incumbent.champion is None:
-            raise FinetuneError(
-                f"distill.teachers: champion: {incumbent.problem or 'there is none yet'}; name best"
-            )
+    if name != "champion":
+        version = load_version(ground.name, name)
+    elif incumbent.champion is not None:
         version = incumbent.champion
     else:
-        version = load_version(ground.name, name)
+        problem = incumbent.problem or "there is none yet"
+        raise FinetuneError(f"distill.teachers: champion: {problem}; name {BEST}")
     embeddings = embed(
         ground.manifest, ground.dataset, version.embedder, ground.params.data, ("test",), "embed for teacher"
     )

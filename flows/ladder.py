@@ -4,11 +4,12 @@ climbed only where that pays, and judged by the same gate on the same test split
 from typing import NamedTuple
 
 from flows import artifacts
-from flows.distilling import learn
-from flows.rung import Ground, Judged, judge
+from flows.distilling import learn, prepare
+from flows.rung import Ground, Judged, judge, trained
 from flows.trial import plan
 from flows.tuning import start_finetune
 from tasks.embedding.source import embedder_of
+from tasks.errors import FinetuneError, StackError
 from tasks.evaluation.task import choose_rung, draw_ladder
 from tasks.params import Params
 from tasks.records import Interval, Ladder, Rung, RungChoice
@@ -30,25 +31,32 @@ def climb(ground: Ground, frozen: Judged) -> Climbed:
         FinetuneError: training was asked for, and can't be done.
     """
     rungs = [frozen]
+    lesson = prepare(ground) if ground.params.distill.student else None
     climb, params = plan(ground, frozen)
     if climb.climb:
-        tuned = start_finetune(
-            ground.name, ground.dataset, ground.manifest, frozen.embedder.backbones[0], params
-        )
-        embedder = embedder_of([tuned.backbone])
-        rungs.append(judge(ground, params.finetune.method, embedder, frozen=frozen, tuned=tuned))
+        try:
+            rungs.append(_tuned(ground, frozen, params))
+        except (FinetuneError, StackError) as error:
+            # Nobody asked for it, and there is a model that is good enough without.
+            if params.finetune.when == "always" or not frozen.decision.passed:
+                raise
+            climb = climb.model_copy(update={"reason": f"{climb.reason} Training failed: {error}"})
 
     # By the validation split alone: what the test split chose could not be judged by it.
     choice = _choice(ground, rungs)
     best, reason = rungs[choice.index], choice.reason
-    if ground.params.distill.student:
-        student = learn(ground, frozen, best)
+    if lesson is not None:
+        student = learn(ground, frozen, best, lesson)
         rungs.append(student)
         choice = _choice(ground, rungs)
-        if student.decision.passed:
-            best, reason = student, f"{reason} The student passed beside its teacher and takes its place."
+        # Of other teachers it may be as good, and still worse than what this run found.
+        behind = not lesson.of_best and _choice(ground, [student, best]).index == 1
+        if not student.decision.passed:
+            reason = f"{reason} The student did not pass, so it is not taken."
+        elif behind:
+            reason = f"{reason} The student passed beside its teachers, but is worse than {best.name}."
         else:
-            reason = f"{reason} The student did not pass, so its teacher stays."
+            best, reason = student, f"{reason} The student passed beside its teachers, and is taken."
 
     shown = [
         _rung(one, validation, one is best, ground.params)
@@ -57,6 +65,15 @@ def climb(ground: Ground, frozen: Judged) -> Climbed:
     ladder = draw_ladder(climb, shown, reason, ground.params.gate)
     artifacts.publish_ladder(ladder)
     return Climbed(ladder, best)
+
+
+def _tuned(ground: Ground, frozen: Judged, params: Params) -> Judged:
+    """The rung with a trained backbone; further backbones stay beside it as they are."""
+    backbone = trained(frozen.embedder)
+    tuned = start_finetune(ground.name, ground.dataset, ground.manifest, backbone, params)
+    others = [one for one in frozen.embedder.backbones if one is not backbone]
+    embedder = embedder_of([tuned.backbone, *others])
+    return judge(ground, params.finetune.method, embedder, frozen=frozen, tuned=tuned)
 
 
 def _choice(ground: Ground, rungs: list[Judged]) -> RungChoice:

@@ -10,9 +10,10 @@ from flows.evidence import examine
 from tasks.evaluation.student import Student
 from tasks.evaluation.task import decide, evaluate_beside
 from tasks.head.task import train_head
-from tasks.params import Params
+from tasks.params import PIXELS, Params
 from tasks.records import (
     Audit,
+    Backbone,
     DatasetVersion,
     Decision,
     Embedder,
@@ -62,6 +63,12 @@ class Judged:
             embedder=self.embedder,
             embeddings=self.embeddings,
         )
+
+
+def trained(embedder: Embedder) -> Backbone:
+    """The backbone that fine-tuning trains: the first one with weights."""
+    networks = [one for one in embedder.backbones if one.name != PIXELS]
+    return (networks or embedder.backbones)[0]
 
 
 def judge(

@@ -6,10 +6,11 @@ from pathlib import Path
 from flows import artifacts
 from flows.embedding import embed
 from flows.finetune import starting_head
-from flows.rung import Ground, Judged
+from flows.rung import Ground, Judged, trained
 from tasks.data import units
 from tasks.data.task import sample_manifest
 from tasks.embedding.source import embedder_of
+from tasks.errors import DataError, FinetuneError
 from tasks.evaluation.task import choose_rung, expect_gain
 from tasks.finetune.bring import with_weights
 from tasks.finetune.climb import Expected, expected_seconds, plan_climb, trial_needed
@@ -31,12 +32,15 @@ def plan(ground: Ground, frozen: Judged) -> tuple[Climb, Params]:
     Raises:
         FinetuneError: `finetune.when` is always, and it can't be.
     """
-    params, name = ground.params, frozen.embedder.backbones[0].name
+    params, name = ground.params, trained(frozen.embedder).name
     validation = len(set(units.of_split(ground.manifest, "validation")))
-    expected, halved = None, None
+    expected, halved, untried = None, None, ""
     if trial_needed(params.finetune, frozen.decision, backbone=name, validation_units=validation):
-        expected, halved = _tried(ground, frozen)
-        params = params.model_copy(update={"finetune": settled(params.finetune, halved.best)})
+        try:
+            expected, halved = _tried(ground, frozen)
+            params = params.model_copy(update={"finetune": settled(params.finetune, halved.best)})
+        except (DataError, FinetuneError) as error:  # what is there is good enough without it
+            untried = str(error)
     reached = None
     if validation:
         rung = (frozen.name, frozen.embeddings, frozen.head)
@@ -51,6 +55,7 @@ def plan(ground: Ground, frozen: Judged) -> tuple[Climb, Params]:
         frozen=reached,
         expected=expected,
         trial=halved.points if halved else (),
+        untried=untried,
     )
     artifacts.publish_climb(made)
     return made, params
@@ -61,7 +66,7 @@ def _tried(ground: Ground, frozen: Judged) -> tuple[Expected, Halved]:
     params, manifest, dataset = ground.params, ground.manifest, ground.dataset
     take: dict[Split, int] = {"train": params.finetune.trial_samples, "validation": manifest.samples}
     sample = sample_manifest(manifest, take, params.finetune.seed)
-    backbone = frozen.embedder.backbones[0]
+    backbone = trained(frozen.embedder)
     backbone = with_weights(backbone, Path(backbone.weights))
 
     def headed(embedder: Embedder, name: str) -> tuple[Embeddings, Head]:
@@ -84,5 +89,5 @@ def _tried(ground: Ground, frozen: Judged) -> tuple[Expected, Halved]:
         params.evaluation,
         params.gate.metric,
     )
-    tried, trained = (sum(one.counts["train"].values()) for one in (sample, manifest))
-    return Expected(gain, expected_seconds(halved.tuned, tried, trained, params.finetune.epochs)), halved
+    tried, whole = (sum(one.counts["train"].values()) for one in (sample, manifest))
+    return Expected(gain, expected_seconds(halved.tuned, tried, whole, params.finetune.epochs)), halved

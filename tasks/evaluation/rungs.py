@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from tasks.data import units
 from tasks.evaluation.checks import signed
@@ -37,15 +38,21 @@ class Choice:
 def on_validation(
     manifest: Manifest, embeddings: Embeddings, head: Head, params: EvaluationParams
 ) -> Bootstrap:
-    """A head's answers for the validation split, bootstrapped. Of one manifest and equal parameters all
-    are drawn alike, and so can be compared.
+    """A head's answers for the validation split, bootstrapped: of one that was chosen by that split, what
+    was chosen without the sample. Of one manifest and equal parameters all are drawn alike, and so can be
+    compared.
 
     Raises:
         CacheError: an embedding is missing.
         RegistryError: the head's files are missing or damaged.
     """
     x, truth = split_data(manifest, embeddings, "validation")
-    outputs: Floats = np.asarray(fitted.load(head.path).outputs(x), dtype=np.float64)
+    if head.judged_on == "validation":
+        told = pq.read_table(head.path / "held_out.parquet", columns=["outputs"])["outputs"]
+        flat = told.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        outputs: Floats = flat.astype(np.float64).reshape(len(truth), -1)
+    else:
+        outputs = np.asarray(fitted.load(head.path).outputs(x), dtype=np.float64)
     if manifest.target != "number":  # a head of a subset may lack a class
         placed = on_labels if manifest.target == "labels" else on_classes
         outputs = placed(outputs, head.classes, manifest.classes)

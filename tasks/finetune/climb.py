@@ -34,6 +34,7 @@ def plan_climb(
     frozen: float | None = None,
     expected: Expected | None = None,
     trial: Sequence[TrialPoint] = (),
+    untried: str = "",
 ) -> Climb:
     """Whether the ladder is climbed. Of `when`,
 
@@ -54,6 +55,7 @@ def plan_climb(
         frozen: the metric of the frozen rung on validation.
         expected: of the trial; None: there was none (see `trial_needed`).
         trial: the candidates of the trial.
+        untried: why a trial that was needed could not be made.
 
     Raises:
         FinetuneError: `always`, and it can't be.
@@ -83,6 +85,8 @@ def plan_climb(
         climb, reason = False, f"{held}, so no trial was needed and the backbone stays frozen."
     else:
         climb, reason = _pays(expected, price, worth, params, metric)
+        if untried:
+            reason = f"A trial of fine-tuning could not be made ({untried}), so the backbone stays frozen."
     made = Climb(
         digest="",
         climb=climb,

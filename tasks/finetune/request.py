@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.embedding.source import decoding
 from tasks.params import DataParams, FinetuneParams, HeadParams, Params
 from tasks.records import Backbone, DatasetVersion, Manifest
 from tasks.stage import stage_key
@@ -20,7 +21,8 @@ class FinetuneRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="Of the model.")
-    key: str = Field(description="Names the training by all that determines it.")
+    # It becomes part of paths.
+    key: str = Field(pattern=r"^[0-9a-f]{32}$", description="Names the training by all that determines it.")
     dvc_file: str = Field(description="Text of the version's data.dvc.")
     data: DataParams = Field(description="With which the version was audited and split.")
     manifest: str = Field(description="Digest of the manifest that they give.")
@@ -38,16 +40,17 @@ class FinetuneRequest(BaseModel):
         cls, name: str, dataset: DatasetVersion, manifest: Manifest, backbone: Backbone, params: Params
     ) -> Self:
         """The request for `params.finetune` on this data."""
-        effective = params.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         key = stage_key(
             "finetune",
             manifest.digest,
             backbone.name,
             backbone.weights_digest,
             backbone.preprocess,
+            backbone.library,
+            *decoding(),
             params.head,
             params.data.max_pixels,
-            FinetuneParams.model_validate(effective),
+            effective(params.finetune),
         )
         return cls(
             name=name,
@@ -59,3 +62,8 @@ class FinetuneRequest(BaseModel):
             head=params.head,
             finetune=params.finetune,
         )
+
+
+def effective(params: FinetuneParams) -> FinetuneParams:
+    """The parameters with those that change no weight at their defaults."""
+    return FinetuneParams.model_validate(params.model_dump(mode="json", exclude=_WITHOUT_EFFECT))

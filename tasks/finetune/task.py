@@ -1,6 +1,7 @@
 """The finetune stage as Prefect tasks."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 from prefect import task
 
 from tasks import progress
+from tasks.errors import FinetuneError
 from tasks.finetune import bring
 from tasks.finetune.progress import Progress, append
 from tasks.finetune.spec import Distillation
-from tasks.params import FinetuneParams
+from tasks.lock import locked
+from tasks.params import DataParams, FinetuneParams
 from tasks.records import Backbone, DatasetVersion, Head, Manifest, Tuned
 from tasks.settings import Settings
 from tasks.stage import build_once, stage_key
@@ -34,6 +37,14 @@ def find_backbone(wanted: Backbone) -> Backbone | None:
     return bring.backbone(wanted, Settings().root / "weights")
 
 
+@task(name="list unlabelled", **options())
+def list_unlabelled(folder: str, manifest: Manifest, params: DataParams) -> str:
+    """Digest of the further images below `folder`, which are checked."""
+    from tasks.finetune import unlabelled
+
+    return unlabelled.find(Path(folder), manifest, params, Settings().root).digest
+
+
 # Its result is found by its folder; `watch` is no part of that.
 @task(name="fine-tune", **options())
 def tune(
@@ -54,6 +65,7 @@ def tune(
         watch: told of progress; whatever it raises, training goes on.
     """
     from tasks.finetune import run  # torch
+    from tasks.finetune.checkpoint import Checkpoints, checkpoints_place
 
     settings = Settings()
     journal = progress_file(settings, key)
@@ -84,7 +96,15 @@ def tune(
             watch=note,
         )
 
-    return bring.placed(build_once(tuned_folder(settings, key), Tuned, build))
+    # One at a time on the devices that this process sees; whoever waited for the same one finds it made.
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "-")
+    with locked(settings.root / "locks" / f"training-{devices}.lock"):
+        tuned = bring.placed(build_once(tuned_folder(settings, key), Tuned, build))
+    try:
+        Checkpoints(checkpoints_place(settings, key), params.keep, settings).clear()
+    except FinetuneError as error:  # they are no longer needed
+        log.warning("%s", error)
+    return tuned
 
 
 def tuned_here(settings: Settings, key: str) -> Tuned | None:

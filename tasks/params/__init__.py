@@ -84,8 +84,14 @@ class Params(Section):
             raise ValueError(
                 "head.inputs chosen has no effect on one block; name more layers, views or others"
             )
-        if self.head.imbalance != "none" and target != "class":
-            raise ValueError(f"head.imbalance has no effect on data.target {target}")
+        if target != "class":
+            without_effect = {
+                "head.imbalance": self.head.imbalance != "none",
+                "finetune.balance": self.finetune.balance != "none",
+                "finetune.label_smoothing": self.finetune.label_smoothing != 0,
+            }
+            for name in (name for name, given in without_effect.items() if given):
+                raise ValueError(f"{name} has no effect on data.target {target}")
         return self
 
 

@@ -1,6 +1,6 @@
 """How far the ladder is climbed: fine-tuning, and distillation into something small."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,6 +115,16 @@ class FinetuneParams(Section):
             raise ValueError(f"accumulate {self.accumulate} parts of a batch of {self.batch} are empty")
         if self.soup == 1:
             raise ValueError("soup of 1 is that epoch itself; use 0, or more")
+        if self.soup > self.epochs:
+            raise ValueError(f"soup {self.soup}: there are only {self.epochs} epochs")
+        if self.cached_views > 1 and not self.augment:
+            raise ValueError("cached_views: without augment all views of a sample are the same; use 1")
+        if self.interpolate and self.method in ("scratch", "full"):
+            raise ValueError(f"interpolate: method {self.method} begins with a head that knows nothing")
+        if self.batch_norm == "frozen" and self.method == "scratch":
+            raise ValueError("batch_norm: frozen statistics of random weights mean nothing; use trained")
+        if self.method == "lora" and (self.average or self.soup or self.interpolate):
+            raise ValueError("average, soup and interpolate mix weights, not the factors of lora's adapters")
         return self
 
 
@@ -130,7 +140,7 @@ class DistillParams(Section):
         "auto", description="The student's before: auto, random, or the path of a .safetensors file."
     )
     image_size: int | None = Field(None, ge=16, le=2048, description="Of the student, px; empty: as trained.")
-    teachers: tuple[str, ...] = Field(
+    teachers: tuple[Annotated[str, Field(pattern=r"^(best|champion|[1-9]\d{0,8})$")], ...] = Field(
         ("best",),
         min_length=1,
         description="best (the best rung of this run), champion, or a version's number; several are averaged.",
@@ -155,3 +165,11 @@ class DistillParams(Section):
     max_size: float = Field(
         1.0, gt=0, description="Greatest size of the package, as a part of the teacher's."
     )
+
+    @model_validator(mode="after")
+    def _each_counts(self) -> Self:
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ValueError("teachers must be distinct")
+        if self.labels == 1 and not self.features:
+            raise ValueError("labels: with weight 1 the teacher is not listened to; use less, or features")
+        return self

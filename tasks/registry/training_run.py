@@ -127,9 +127,12 @@ def finish(run_id: str, tuned: Tuned, progress: Path, settings: Settings, wait_s
 
 
 def give_up(run_id: str, settings: Settings) -> None:
-    """Marks the run as failed; where MLflow does not answer it stays as it is."""
+    """Marks the run as failed, unless another attempt has finished it; where MLflow does not answer it
+    stays as it is."""
     try:
-        connect(settings).set_terminated(run_id, "FAILED")
+        client = connect(settings)
+        if client.get_run(run_id).info.status != "FINISHED":
+            client.set_terminated(run_id, "FAILED")
     except (RegistryError, MlflowException):
         return  # why the training failed is what has to be told
 
