@@ -53,6 +53,8 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether it is set in any process: the same answer for everyone, so that all stop at one step."""
+        if self.world == 1:
+            return flag  # without waiting for the GPU
         return bool(self.total(torch.tensor(int(flag), device=self.device)).item())
 
     def barrier(self) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tasks.embedding.source import decoding, library_of
 from tasks.errors import FinetuneError
 from tasks.finetune.cut import Prefix, Suffix, noise, split
+from tasks.lock import locked
 from tasks.records import digest_of
 
 __all__ = ["CachedPrefix", "Pictures", "Prefix", "Suffix", "View", "split"]
@@ -40,7 +41,8 @@ class Pictures(Protocol):
 
 
 class CachedPrefix:
-    """The activations of K views of N samples, in a file in `folder`. One process fills it at a time."""
+    """The activations of K views of N samples, in a file in `folder`. Several processes may ask for it
+    at once."""
 
     def __init__(
         self,
@@ -104,22 +106,12 @@ class CachedPrefix:
         Raises:
             FinetuneError: the disk is too small.
         """
-        done = self._done()
-        if done < self._count:
-            self._make_room(done)
-            kept = np.memmap(self._file, self._dtype, "r+", shape=(self._count, *self.shape))
-            written, chunk = done, max(self._batch, CHUNK_BYTES * self._count // max(1, self.bytes))
-            for crops in self._crops(images, views, done):
-                with self._autocast():
-                    found = self._prefix(crops.to(self._device)).to("cpu")
-                kept[done : done + len(crops)] = self._stored(found)
-                done += len(crops)
-                if done - written >= chunk or done == self._count:
-                    kept.flush()
-                    self._describe(done)
-                    written = done
-                progress(done, self._count)
-        self._map = np.memmap(self._file, self._dtype, "r", shape=(self._count, *self.shape))
+        # Whoever comes second waits, and finds it filled.
+        with locked(self._file.with_suffix(".lock")):
+            done = self._done()
+            if done < self._count:
+                self._continue(images, views, progress, done)
+            self._map = np.memmap(self._file, self._dtype, "r", shape=(self._count, *self.shape))
 
     def batch(self, rows: Tensor, numbers: Tensor) -> Tensor:
         """The activations of samples `rows` int64 [B] in their views `numbers` int64 [B]: [B, ...], in
@@ -136,6 +128,23 @@ class CachedPrefix:
             )
         found = torch.from_numpy(np.asarray(self._map[(rows * self._views + numbers).numpy()]))
         return found if self._precision == "float32" else found.view(torch.bfloat16)
+
+    def _continue(
+        self, images: Pictures, views: View, progress: Callable[[int, int], None], done: int
+    ) -> None:
+        self._make_room(done)
+        kept = np.memmap(self._file, self._dtype, "r+", shape=(self._count, *self.shape))
+        written, chunk = done, max(self._batch, CHUNK_BYTES * self._count // max(1, self.bytes))
+        for crops in self._crops(images, views, done):
+            with self._autocast():
+                found = self._prefix(crops.to(self._device)).to("cpu")
+            kept[done : done + len(crops)] = self._stored(found)
+            done += len(crops)
+            if done - written >= chunk or done == self._count:
+                kept.flush()
+                self._describe(done)
+                written = done
+            progress(done, self._count)
 
     def _crops(self, images: Pictures, views: View, done: int) -> Iterator[Tensor]:
         """Batches [B, 3, S, S] from a place on: all views of a sample, then the next sample."""

@@ -13,6 +13,7 @@ from tasks.errors import FinetuneError
 from tasks.finetune import bring
 from tasks.finetune.progress import Progress, append
 from tasks.finetune.spec import Distillation
+from tasks.finetune.tidy import tidy
 from tasks.lock import locked
 from tasks.params import DataParams, FinetuneParams
 from tasks.records import Backbone, DatasetVersion, Head, Manifest, Tuned
@@ -104,6 +105,7 @@ def tune(
         Checkpoints(checkpoints_place(settings, key), params.keep, settings).clear()
     except FinetuneError as error:  # they are no longer needed
         log.warning("%s", error)
+    tidy(settings.root)
     return tuned
 
 
