@@ -12,6 +12,7 @@ from tasks.errors import FinetuneError
 from tasks.finetune.spec import Distillation
 from tasks.finetune.student import student_embedding, student_key, student_params
 from tasks.finetune.task import list_unlabelled, tune
+from tasks.head.folds import check_validation
 from tasks.params import DistillParams
 from tasks.records import Backbone, Teacher
 from tasks.registry.task import load_version
@@ -40,9 +41,10 @@ def prepare(ground: Ground) -> Lesson:
     Raises:
         FinetuneError: a teacher is not there.
         BackboneError: the student's weights can't be had.
-        DataError: the folder of further images can't be used.
+        DataError: the folder of further images can't be used, or there are too few validation samples.
     """
     params = ground.params
+    check_validation(ground.manifest)
     resolve = resolve_embedder.with_options(name="resolve student")
     (student,) = resolve(student_embedding(params)).backbones
     teachers = tuple(None if name == BEST else _version(ground, name) for name in params.distill.teachers)
@@ -61,7 +63,8 @@ def learn(ground: Ground, frozen: Judged, best: Judged, lesson: Lesson) -> Judge
         FinetuneError: training can't be done.
     """
     params, manifest = ground.params, ground.manifest
-    teachers = [one or best.as_teacher() for one in lesson.teachers]
+    named = [one or best.as_teacher() for one in lesson.teachers]
+    teachers = list({one.digest: one for one in named}.values())  # the champion may be the best too
     how = student_params(params)
     distillation = Distillation(params=lesson.params, data=params.data, teachers=tuple(teachers))
     key = student_key(manifest, lesson.student, teachers, distillation, how, lesson.unlabelled)

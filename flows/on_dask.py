@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from flows.runner import require_reachable
+from tasks.cluster import require_reachable
 from tasks.errors import StackError, public
 
 

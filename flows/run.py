@@ -130,6 +130,7 @@ class Run:
             report=report,
             ladder=ladder,
             tuned=best.tuned,
+            student=best.student,
             flow_run_id=flow_run.id,
             flow_run_url=_flow_run_url(),
             git_commit=_git_commit(),

@@ -55,6 +55,7 @@ class Judged:
     decision: Decision
     seconds: float  # of training, embedding and fitting the head
     tuned: Tuned | None = None
+    student: Student | None = None  # what it is judged by beside its teacher
 
     def as_teacher(self) -> Teacher:
         return Teacher(
@@ -111,4 +112,4 @@ def judge(
             measure_throughput(package, some, manifest, dataset, how),
         )
     decision = decide(evidence, params.gate, incumbent.version, incumbent.problem, manifest.target, student)
-    return Judged(name, chosen, seen, head, package, evidence, decision, seconds, tuned)
+    return Judged(name, chosen, seen, head, package, evidence, decision, seconds, tuned, student)

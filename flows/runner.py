@@ -2,11 +2,9 @@
 cluster."""
 
 import importlib.util
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter
@@ -15,11 +13,10 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.errors import ParamsError, StackError, public
+from tasks.errors import ParamsError, StackError
 from tasks.settings import Settings
 
 _LIBRARIES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
-_REACHED_S = 10.0
 
 
 def task_runner(settings: Settings) -> TaskRunner[Any]:
@@ -48,27 +45,6 @@ def task_runner(settings: Settings) -> TaskRunner[Any]:
     from flows.on_dask import DaskRunner
 
     return DaskRunner(settings.runner_address)
-
-
-def require_reachable(address: str) -> None:
-    """Asks for a connection: the libraries try for minutes, and say it in many lines.
-
-    Raises:
-        StackError: nobody answers there, or the address is none.
-    """
-    try:
-        place = urlsplit(address if "://" in address else f"tcp://{address}")
-        host, port = place.hostname, place.port
-    except ValueError:
-        host = port = None
-    if host is None or port is None:
-        raise StackError(f"REGRAFT_RUNNER_ADDRESS: {public(address)}: is not an address like head:6379")
-    try:
-        socket.create_connection((host, port), timeout=_REACHED_S).close()
-    except OSError as error:
-        raise StackError(
-            f"REGRAFT_RUNNER_ADDRESS: {public(address)}: can't be reached ({error.strerror or error})"
-        ) from None
 
 
 @contextmanager

@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     runner_address: str | None = Field(
         None, description="Address of the Ray or Dask cluster; default: one on this machine for the run."
     )
+    trainers: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Processes that train one backbone together on the Ray cluster, one a GPU where it has"
+        " GPUs; its machines share the state folder. 1: the GPUs of this machine.",
+    )
     shards: int = Field(1, ge=1, le=100_000, description="Parts that an embedding is split into.")
     gpu_workers: int = Field(
         0,

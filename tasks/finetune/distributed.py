@@ -64,13 +64,18 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Joins the process group that the environment names (NCCL on GPUs, else Gloo), and leaves it.
+    """Joins the process group that the environment names (NCCL on GPUs, else Gloo), and leaves it; one that
+    is there already stays.
 
     Raises:
         FinetuneError: the environment is incomplete, there are fewer GPUs than processes, or the others
             can't be reached.
     """
     cuda = torch.cuda.is_available()
+    if dist.is_initialized():  # by Ray
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+        return
     if not any(name in os.environ for name in _VARIABLES):
         yield Processes(0, 1, torch.device("cuda", 0) if cuda else torch.device("cpu"))
         return

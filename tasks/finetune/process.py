@@ -14,32 +14,43 @@ from tasks.errors import FinetuneError, RegraftError
 from tasks.finetune.spec import Spec
 from tasks.finetune.stop import PREEMPTED, Stop
 
+ERROR = "error.json"  # in the spec's folder
+
 
 def main(file: Path) -> int:
     """Trains; returns the exit status."""
-    spec = Spec.load(file)
-    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+    leave_with_the_parent()
     with Stop() as stop:
-        from tasks.finetune.training import Preempted, run  # torch
+        return run_to_end(Spec.load(file), stop)
 
-        try:
-            run(spec, stop)
-        except Preempted:
-            asked = FinetuneError("training was asked to end; a checkpoint holds all that it did: run again")
-            return _failed(spec, asked, PREEMPTED)
-        except RegraftError as error:
-            return _failed(spec, error, 1)
+
+def run_to_end(spec: Spec, stop: Stop) -> int:
+    """Trains; what goes wrong is said in the spec's folder. Returns the exit status."""
+    from tasks.finetune.training import Preempted, run  # torch
+
+    try:
+        run(spec, stop)
+    except Preempted:
+        asked = FinetuneError("training was asked to end; a checkpoint holds all that it did: run again")
+        return failed(spec, asked, PREEMPTED)
+    except RegraftError as error:
+        return failed(spec, error, 1)
     return 0
 
 
-def _failed(spec: Spec, error: RegraftError, status: int) -> int:
-    """Says why in a file: torchrun gives no more than that something failed."""
+def failed(spec: Spec, error: RegraftError, status: int) -> int:
+    """Says why in a file: torchrun and Ray give no more than that something failed."""
     told = {"kind": type(error).__name__, "message": str(error)}
-    (spec.out / "error.json").write_text(json.dumps(told))
+    (spec.out / ERROR).write_text(json.dumps(told))
     return status
 
 
-def _leave_with_the_parent() -> None:
+def leave_with_the_parent() -> None:
+    """From now on this process asks itself to end when its parent has ended."""
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
     with suppress(OSError):
         if not stat.S_ISFIFO(os.fstat(0).st_mode):
             return  # it was started by hand

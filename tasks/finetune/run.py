@@ -66,7 +66,8 @@ def run(
         checkpoints=checkpoints_place(settings, key),
         out=out,
     )
-    _watched(_command(spec.save()), spec, watch)
+    file = spec.save()
+    _watched(_on_ray(file) if settings.trainers > 1 else _command(file), spec, watch)
     made = Tuned.load(out)
     weights = out / "weights.safetensors"
     if file_digest(weights) != made.backbone.weights_digest:
@@ -74,6 +75,10 @@ def run(
     return made.model_copy(
         update={"backbone": named(made.backbone.model_copy(update={"weights": str(weights)}))}
     )
+
+
+def _on_ray(spec: Path) -> list[str]:
+    return [sys.executable, "-m", "tasks.finetune.on_ray", str(spec)]
 
 
 def _command(spec: Path) -> list[str]:

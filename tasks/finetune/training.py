@@ -320,7 +320,7 @@ class _Training:
             trained=trainable.count,
             parameters=sum(parameter.numel() for parameter in model.network.parameters()),
             steps=course.step,
-            batch=-(-self._params.batch // how.fitting.parts),
+            batch=-(-self._params.batch // (how.fitting.parts * self._processes.world)),
             accumulate=how.fitting.parts,
             precision=self._precision,
             hardware=hardware(self._device),

@@ -36,7 +36,7 @@ class Tuned(StageRecord):
     trained: int  # parameters that were trained
     parameters: int
     steps: int
-    batch: int  # in one pass; smaller than asked for where memory was short
+    batch: int  # in one pass of one process; smaller than asked for where memory was short
     accumulate: int
     precision: Literal["float32", "bfloat16"]
     hardware: str

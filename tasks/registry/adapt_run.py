@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tasks.evaluation.markdown import escape
+from tasks.evaluation.student import Student
 from tasks.params import Params
 from tasks.records import (
     Audit,
@@ -43,6 +44,7 @@ class AdaptRun:
     report: Report
     ladder: Ladder | None = None
     tuned: Tuned | None = None  # of the rung that was taken
+    student: Student | None = None  # where that is one: what it was judged by beside its teacher
     flow_run_id: str | None = None  # of Prefect
     flow_run_url: str | None = None
     git_commit: str | None = None

@@ -94,7 +94,8 @@ def judged(run: AdaptRun) -> dict[str, str]:
         "trial": evidence.trial,
         "package": run.package,
     }
-    return {name: record.digest for name, record in records.items() if record is not None}
+    of_student = run.student.inputs if run.student else {}
+    return {name: record.digest for name, record in records.items() if record is not None} | of_student
 
 
 def _results(run: AdaptRun) -> dict[str, Path]:

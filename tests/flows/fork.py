@@ -17,6 +17,17 @@ from pathlib import Path
 from flows.environment import enter
 from tasks.settings import Settings
 
+HEAVY = (
+    "flows.adapt",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "tasks.audit.audit",
+    "tasks.embedding.backbone",
+    "tasks.evaluation.evaluate",
+    "tasks.head.fit",
+    "tasks.registry.register",
+    "timm.models",
+)
+
 
 def run(arguments: list[str]) -> tuple[int, str, str]:
     """The command in a process of its own."""
@@ -47,7 +58,7 @@ if __name__ == "__main__":
     api_url, state = sys.argv[1:]
     os.environ["REGRAFT_STATE"] = state
     enter(Settings(), api_url=api_url)  # before Prefect is imported
-    for heavy in ("flows.adapt", "tasks.embedding.backbone"):
+    for heavy in HEAVY:
         import_module(heavy)
     for command in json.load(sys.stdin):
         print(json.dumps(run([*command, "--state", state])), flush=True)

@@ -11,7 +11,7 @@ import conformal_clip_data
 import pytest
 import yaml
 
-from tasks.params import DataParams, EvaluationParams, Floor, GateParams, HeadParams, Params
+from tasks.params import DataParams, EvaluationParams, FinetuneParams, Floor, GateParams, HeadParams, Params
 from tasks.settings import ROOT
 
 BIN = Path(sys.executable).parent
@@ -24,6 +24,7 @@ PARAMS = Params(
     gate=GateParams(
         floors=(Floor(metric="balanced_accuracy", limit=0.2),), min_test_samples=5, max_miscalibration=None
     ),
+    finetune=FinetuneParams(when="never"),
 )
 
 

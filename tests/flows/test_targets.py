@@ -31,6 +31,7 @@ evaluation:
 gate:
   {{metric: {metric}, floors: [{{metric: {metric}, limit: {limit}}}], min_test_samples: 5, margin: 9,
    max_miscalibration: null, max_robustness_loss: null}}
+finetune: {{when: never}}
 """
 LABELS = {"target": "labels", "kind": "multilabel", "metric": "macro_f1", "limit": 0.2, "exclude": ""}
 NUMBER = {"target": "number", "kind": "ridge", "metric": "mae", "limit": 5, "exclude": ""}

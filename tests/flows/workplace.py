@@ -35,6 +35,7 @@ gate:
   margin: 0.5
   max_miscalibration: null
   max_robustness_loss: null
+finetune: {when: never}
 """
 # Another head, and a floor that no model reaches.
 STRICT = PARAMS.replace("[0.01, 0.1]", "[0.02, 0.2]").replace("limit: 0.3}", "limit: 0.999}")
@@ -94,7 +95,11 @@ class Workplace:
         return file
 
     def run(
-        self, *command: str | Path, given: str | None = None, api_url: str | None = None
+        self,
+        *command: str | Path,
+        given: str | None = None,
+        api_url: str | None = None,
+        timeout_s: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(part) for part in command],
@@ -104,7 +109,7 @@ class Workplace:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=timeout_s,
         )
 
     def regraft(self, *arguments: str | Path, api_url: str | None = None) -> subprocess.CompletedProcess[str]:

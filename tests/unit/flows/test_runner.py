@@ -8,7 +8,7 @@ import pytest
 from prefect import task
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.runner import require_reachable, task_runner
+from flows.runner import task_runner
 from tasks.errors import ParamsError, StackError
 from tasks.settings import Settings
 
@@ -61,21 +61,3 @@ def test_submit__cluster_that_can_not_be_reached_is_one_line(
         ):
             started.submit(task(lambda: 1), {})
     assert str(raised.value) == f"REGRAFT_RUNNER_ADDRESS: {address}: can't be reached (Connection refused)"
-
-
-@pytest.mark.parametrize("address", ["head", "head:port", "ray://head", "head:99999"])
-def test_require_reachable__says_what_an_address_is(address: str) -> None:
-    with pytest.raises(StackError, match=f"{address}: is not an address like head:6379"):
-        require_reachable(address)
-
-
-def test_require_reachable__does_not_repeat_a_password() -> None:
-    with pytest.raises(StackError) as raised:
-        require_reachable("tls://ada:secret@127.0.0.1")
-    assert str(raised.value) == "REGRAFT_RUNNER_ADDRESS: tls://127.0.0.1: is not an address like head:6379"
-
-
-@pytest.mark.parametrize("scheme", ["", "ray://", "tcp://"])
-def test_require_reachable__takes_every_form(scheme: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        require_reachable(f"{scheme}127.0.0.1:{server.getsockname()[1]}")
