@@ -73,7 +73,7 @@ class Batches:
         self.steps = -(-len(images) // batch)  # per epoch
         self._images, self._digests = images, digests
         self._targets, self._weight, self._views = targets, weight, views
-        self._batch, self._seed, self._sampling, self._cached = batch, seed, sampling, cached_views
+        self._seed, self._sampling, self._cached = seed, sampling, cached_views
         self._rank, self._world, self._workers = rank, world, workers
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -115,12 +115,16 @@ class Batches:
         return rows, epoch + earlier * _REPEATED
 
     def part(self, number: int) -> Tensor:
-        """The places in an epoch's order that batch `number` of this process takes, int64 [B]."""
+        """The places in an epoch's order that batch `number` of this process takes, int64 [B].
+
+        Batches are as large as each other, but for one sample: a last one of few would be a step as long as
+        any on the word of these, and batch normalisation can't be trained on one.
+        """
         count = len(self._images)
-        end = min((number + 1) * self._batch, count)
-        # The last batch may have fewer samples than there are processes: it goes on at the beginning.
-        end = max(end, number * self._batch + self._world)
-        return torch.arange(number * self._batch + self._rank, end, self._world) % count
+        start, end = (at * count // self.steps for at in (number, number + 1))
+        # Where there are fewer samples than processes, it goes on at the beginning.
+        end = max(end, start + self._world)
+        return torch.arange(start + self._rank, end, self._world) % count
 
     def batch(self, rows: Tensor, views: Tensor, pool: Executor | None = None) -> Batch:
         """Some samples and the numbers of their views [B], by the threads of `pool`."""

@@ -24,6 +24,7 @@ LOW = {
         "floors": [{"metric": "balanced_accuracy", "limit": 0.4}, {"metric": "ece", "limit": 0.9}],
         "min_test_samples": 10,
     },
+    "finetune": {"when": "never"},
 }
 
 

@@ -67,7 +67,7 @@ def test_batches__an_epoch_has_each_sample_once(make: Make) -> None:
     batches = make()
     assert batches.steps == 3
     found = list(batches.epoch(0))
-    assert [len(batch.rows) for batch in found] == [4, 4, 3]
+    assert [len(batch.rows) for batch in found] == [3, 4, 4]
     assert sorted(rows(iter(found))) == list(range(N))
 
 
@@ -168,11 +168,19 @@ def test_batches__parts_of_all_processes_are_the_whole_batch(make: Make, world: 
                 assert same(part, wanted)
 
 
+def test_batches__are_as_large_as_each_other_but_for_one_sample(make: Make) -> None:
+    # 9 samples in batches of 4 are three of three, not two of four and one that stands for a step.
+    assert [len(batch.rows) for batch in make(9).epoch(0)] == [3, 3, 3]
+
+
 def test_batches__last_batch_wraps_round_to_give_every_process_a_sample(make: Make) -> None:
-    # 9 samples in batches of 4: the last batch has one, for three processes.
-    parts = [list(make(9, rank=rank, world=3).epoch(0))[-1].rows.tolist() for rank in range(3)]
-    drawn = rows(make(9).epoch(0))
-    assert parts == [[drawn[8]], [drawn[0]], [drawn[1]]]
+    # 5 samples in batches of 4: the first has two, for three processes.
+    parts = [next(iter(make(5, rank=rank, world=3).epoch(0))).rows.tolist() for rank in range(3)]
+    drawn = rows(make(5).epoch(0))
+    assert parts == [[drawn[0]], [drawn[1]], [drawn[2]]]
+    last = [list(make(2, rank=rank, world=3).epoch(0))[-1].rows.tolist() for rank in range(3)]
+    drawn = rows(make(2).epoch(0))
+    assert last == [[drawn[0]], [drawn[1]], [drawn[0]]]
 
 
 def test_batches__fewer_samples_than_processes(make: Make) -> None:
