@@ -3,7 +3,6 @@
 from prefect import flow
 
 from flows import artifacts
-from flows.champion import champion_on_test
 from flows.ladder import climb
 from flows.run import Run, model_name
 from flows.rung import FROZEN, Ground, judge
@@ -51,12 +50,8 @@ def adapt(
     artifacts.publish_data(dataset, audit, manifest)
     check_folds(manifest, params.head.folds)
 
-    # The champion is judged anew on today's test split, never by its old numbers; one that can't
-    # be loaded closes the gate.
-    incumbent = champion_on_test(run.name, manifest, dataset, params.data)
-    ground = Ground(name, params, dataset, audit, manifest, incumbent)
-
     # The first rung is cheap: cached embeddings and a light head. What is above it has to pay.
+    ground = Ground(name, params, dataset, audit, manifest)
     frozen = judge(ground, FROZEN, embedder)
     ladder, best = climb(ground, frozen)
     artifacts.publish_gate(best.decision, best.evidence)

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from flows.champion import Incumbent
+from flows.champion import Incumbent, champion_on_test
 from flows.embedding import embed
 from flows.evidence import examine
 from tasks.evaluation.student import Student
@@ -39,7 +40,12 @@ class Ground:
     dataset: DatasetVersion
     audit: Audit
     manifest: Manifest
-    incumbent: Incumbent
+
+    @cached_property
+    def incumbent(self) -> Incumbent:
+        """The champion is judged anew on today's test split, never by its old numbers; one that can't be
+        loaded closes the gate."""
+        return champion_on_test(self.name, self.manifest, self.dataset, self.params.data)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def judge(
         tuned: how it was trained.
         teachers: of a student.
     """
-    params, manifest, dataset, incumbent = ground.params, ground.manifest, ground.dataset, ground.incumbent
+    params, manifest, dataset = ground.params, ground.manifest, ground.dataset
     suffix = f" of {name}" if frozen else ""
     began = time.monotonic()
     # Only samples that the cache lacks are computed, whatever else changed.
@@ -98,7 +104,7 @@ def judge(
     # From here on, only the blocks that the head stands on; what is judged is what would be registered.
     chosen, seen = embedder.select(head.blocks), embeddings.select(head.blocks)
     package = package_model(chosen, head, params.data.max_pixels)
-    before = frozen.evidence if frozen else None
+    before, incumbent = frozen.evidence if frozen else None, ground.incumbent
     evidence = examine(
         ground.audit, manifest, dataset, chosen, seen, head, package, incumbent, params, before
     )
