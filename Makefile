@@ -27,7 +27,7 @@ repro: env
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" dvc repro
 
 test: env
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: env
 	$(VENV)/bin/ruff check .

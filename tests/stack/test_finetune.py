@@ -253,7 +253,7 @@ def test_finetune__other_manifest_fails_in_one_line_and_is_not_tried_again(
     assert run.history
     assert alive([worker])
     request = _flow_runs(local)[-1]["parameters"]["request"]
-    wanted = request | {"manifest": "0" * 64, "key": "other", "run_id": ""}
+    wanted = request | {"manifest": "0" * 64, "key": "0" * 32, "run_id": ""}
     failed = local.start("finetune/gpu", {"request": wanted})
     state = local.ended(failed)
     assert state["name"] == "Failed"
@@ -262,7 +262,7 @@ def test_finetune__other_manifest_fails_in_one_line_and_is_not_tried_again(
 
 
 def test_finetune__missing_limit_says_how_to_make_it(local: Local, run: Tuned) -> None:
-    request = _flow_runs(local)[-2]["parameters"]["request"] | {"key": "no-limit"}
+    request = _flow_runs(local)[-2]["parameters"]["request"] | {"key": "1" * 32}
     assert run.history
     _limit(local, 0)
     try:

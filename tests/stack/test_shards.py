@@ -25,9 +25,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tasks.records import Head
+from tasks.finetune import run as finetune
+from tasks.params import FinetuneParams
+from tasks.records import Backbone, Head, Manifest, Tuned
+from tasks.settings import Settings
 from tests.flows.workplace import PARAMS, Workplace
 from tests.stack.local import alive
+from tests.unit.tasks.finetune import given
 
 if TYPE_CHECKING:
     from tests.stack.conftest import S3Server
@@ -218,3 +222,35 @@ def _dask(environment: dict[str, str], cwd: Path) -> Iterator[str]:
             process.wait(timeout=30)
         for left in alive(family):
             left.kill()
+
+
+# Training by Ray Train. Here, since two clusters on one machine at a time take each other's ports.
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Backbone]:
+    return given.manifest(tmp_path_factory.mktemp("toy")), given.backbone(tmp_path_factory.mktemp("weights"))
+
+
+def trained(folder: Path, toy: tuple[Manifest, Backbone], trainers: int) -> Tuned:
+    # Statistics of batches would be those of each process's own part.
+    params: FinetuneParams = given.params(epochs=2, batch_norm="frozen", augment=["hflip"])
+    settings = Settings(state=folder / "state", trainers=trainers)
+    (folder / "out").mkdir(parents=True)
+    data = toy[0].path.parent / "data"
+    return finetune.run(
+        folder / "out", toy[0], data, toy[1], None, params, settings, key="0" * 32, max_pixels=10_000
+    )
+
+
+def test_ray__two_processes_train_to_the_weights_of_one(
+    tmp_path: Path, toy: tuple[Manifest, Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("REGRAFT_TRAINERS", "2")
+    one, two = trained(tmp_path / "one", toy, 1), trained(tmp_path / "two", toy, 2)
+    assert (two.steps, two.batch) == (one.steps, one.batch // 2)
+    ours, theirs = given.weights(two.path), given.weights(one.path)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)

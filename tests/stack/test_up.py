@@ -123,6 +123,7 @@ def test_up__rest_run_goes_through_the_worker_to_a_registered_version(local: Loc
     progress = {"embed": shown["embed"]} if "180 embedded now" in shown["summary"] else {}
     assert set(shown) - {"embed", "embed-disturbed"} == {
         *("data", "audit", "gate", "metrics", "baselines", "robustness", "summary", "mlflow", "report"),
+        *("climb", "ladder", "ladder-plot"),
         *progress,
     } - {"embed"}
     assert [float(percent) for percent in progress.values()] in ([], [100])

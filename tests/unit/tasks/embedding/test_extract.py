@@ -162,7 +162,8 @@ def test_extractor__takes_images_of_all_sizes_and_grey_ones(small: Embedder) -> 
     assert together.shape == (6, 256)
     for number, image in enumerate(images):
         (alone,) = extractor([image.expand(3, -1, -1)], names[:1]).values()
-        assert alone.tobytes() == together[number].tobytes()
+        # Few exponentials are rounded by their place in the batch: see `batch_for`.
+        np.testing.assert_allclose(alone[0], together[number], rtol=1e-5, atol=1e-6)
 
 
 # A pass over the data

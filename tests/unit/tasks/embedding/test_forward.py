@@ -257,7 +257,7 @@ def test_forward_for__other_circumstances_are_measured_anew(
     asked = measure(monkeypatch, {"torch": 1.0, "openvino": 2.0})
     forward_for(backbone, tmp_path, settings("auto", tmp_path))
     forward_for(resolved(seed=1).backbones[0], tmp_path, settings("auto", tmp_path))
-    monkeypatch.setattr(routes, "threads", lambda: 1)
+    monkeypatch.setattr(routes, "threads", lambda: 99)
     forward_for(backbone, tmp_path, settings("auto", tmp_path))
     assert len(asked) == 6
 

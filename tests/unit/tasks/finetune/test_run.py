@@ -294,6 +294,7 @@ def test_process__that_heeds_nothing_is_killed(
     silent: Callable[[str], Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "LEAVE_S", 0.1)
+    before = psutil.Process().children()  # of other tests
     script = (
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -312,7 +313,8 @@ def test_process__that_heeds_nothing_is_killed(
     monkeypatch.setattr(run, "follow", follow)
     with pytest.raises(LostError):
         run._watched(command, spec, lambda lines: None)
-    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    fresh = [child for child in psutil.Process().children() if child not in before]
+    assert not [child for child in fresh if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_main__status(some: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

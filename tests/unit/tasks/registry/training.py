@@ -1,5 +1,6 @@
 """A fine-tuning to record."""
 
+import hashlib
 from pathlib import Path
 
 from tasks.embedding.backbone import resolve_backbone
@@ -19,10 +20,15 @@ def backbone_in(store: Path) -> Backbone:
     )
 
 
-def request_of(backbone: Backbone, key: str = "a" * 32) -> FinetuneRequest:
+def key_of(name: str) -> str:
+    """As long as one is."""
+    return hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
+
+
+def request_of(backbone: Backbone, name: str = "") -> FinetuneRequest:
     return FinetuneRequest(
         name="wear",
-        key=key,
+        key=key_of(name),
         dvc_file="",
         data=DataParams(),
         manifest="ma",
