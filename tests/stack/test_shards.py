@@ -31,7 +31,7 @@ from tasks.records import Backbone, Head, Manifest, Tuned
 from tasks.settings import Settings
 from tests.flows.workplace import PARAMS, Workplace
 from tests.stack.local import alive
-from tests.unit.tasks.finetune import given
+from tests.unit.tasks.finetune import given as small
 
 if TYPE_CHECKING:
     from tests.stack.conftest import S3Server
@@ -229,12 +229,12 @@ def _dask(environment: dict[str, str], cwd: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Backbone]:
-    return given.manifest(tmp_path_factory.mktemp("toy")), given.backbone(tmp_path_factory.mktemp("weights"))
+    return small.manifest(tmp_path_factory.mktemp("toy")), small.backbone(tmp_path_factory.mktemp("weights"))
 
 
 def trained(folder: Path, toy: tuple[Manifest, Backbone], trainers: int) -> Tuned:
     # Statistics of batches would be those of each process's own part.
-    params: FinetuneParams = given.params(epochs=2, batch_norm="frozen", augment=["hflip"])
+    params: FinetuneParams = small.params(epochs=2, batch_norm="frozen", augment=["hflip"])
     settings = Settings(state=folder / "state", trainers=trainers)
     (folder / "out").mkdir(parents=True)
     data = toy[0].path.parent / "data"
@@ -250,7 +250,7 @@ def test_ray__two_processes_train_to_the_weights_of_one(
     monkeypatch.setenv("REGRAFT_TRAINERS", "2")
     one, two = trained(tmp_path / "one", toy, 1), trained(tmp_path / "two", toy, 2)
     assert (two.steps, two.batch) == (one.steps, one.batch // 2)
-    ours, theirs = given.weights(two.path), given.weights(one.path)
+    ours, theirs = small.weights(two.path), small.weights(one.path)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
