@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +105,10 @@ class _Training:
 
     def run(self) -> None:
         model = self._model().to(self._device).to(memory_format=torch.channels_last)
+        if self._processes.world > 1 and self._device.type == "cuda" and self._params.batch_norm == "trained":
+            # Statistics of the whole batch. timm's, since its batch normalisation holds an activation.
+            synchronised: Any = import_module("timm.layers").convert_sync_batchnorm(model.network)
+            model.network = synchronised
         trainable = plan(model, self._params)
         source, forward = self._source(model, trainable)
         objective = self._objective(model)
