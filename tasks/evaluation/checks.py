@@ -61,7 +61,7 @@ def limited(
     """
 
     def written(number: float) -> str:
-        return f"{number:.1%}" if percent else f"{number:.3g}{unit}"
+        return f"{number:.1%}" if percent else f"{digits(number)}{unit}"
 
     told = {VALUE: value, **(numbers or {})}
     more = f" ({said})" if said else ""
@@ -117,3 +117,8 @@ def _told_apart(value: float, limit: float, percent: bool, unit: str) -> tuple[s
     while abs(value - limit) > ROUNDING and f"{value:.{digits}f}" == f"{limit:.{digits}f}":
         digits += 1
     return f"{value:,.{digits}f}{unit}", f"{limit:,.{10}f}".rstrip("0").rstrip(".") + unit
+
+
+def digits(number: float) -> str:
+    """Three digits at least: 0.0214, 35.7, 1,235."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -10,6 +10,7 @@ from tasks.evaluation.checks import (
     VALUE,
     apart,
     counted,
+    digits,
     failed,
     granted,
     limited,
@@ -277,9 +278,9 @@ def _package(trial: Trial | None, params: GateParams, evaluation: Evaluation) ->
     }
     theirs = {name: number for name, number in beside.items() if number is not None}
     size = theirs.pop("champion", None)
-    times = f"p50 {trial.p50_ms:.3g} ms, {trial.samples:,} requests of one image"
+    times = f"p50 {digits(trial.p50_ms)} ms, {trial.samples:,} requests of one image"
     if "champion_p95" in theirs:
-        times += f"; champion's p95 {theirs['champion_p95']:.3g} ms"
+        times += f"; champion's p95 {digits(theirs['champion_p95'])} ms"
     return (
         limited(
             "latency",
@@ -297,7 +298,7 @@ def _package(trial: Trial | None, params: GateParams, evaluation: Evaluation) ->
             params.max_size_mb,
             unit=" MB",
             numbers={} if size is None else {"champion": size},
-            said="" if size is None else f"champion's {size:.3g} MB",
+            said="" if size is None else f"champion's {digits(size)} MB",
         ),
         _same_outputs(trial, evaluation),
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.evaluation.checks import ROUNDING, VALUE, counted, failed, granted, limited, signed, within
+from tasks.evaluation.checks import ROUNDING, VALUE, counted, digits, failed, granted, limited, signed, within
 from tasks.evaluation.judged_beside import inferiority
 from tasks.params import DistillParams
 from tasks.records import Check, Evaluation, Trial, digest_of
@@ -154,7 +154,7 @@ def _speedup(student: Student, trial: Trial | None) -> Check:
     if not all(math.isfinite(one) and one > 0 for one in (measured.speedup, *rates)):
         plain = f"{measured.speedup:g} ({rates[0]:g} and {rates[1]:g} images/s)"
         return failed("speedup", f"the speedup is not a number: {plain}", threshold=limit, numbers=numbers)
-    said = f"{rates[0]:.3g} images/s, its teacher {rates[1]:.3g}"
+    said = f"{digits(rates[0])} images/s, its teacher {digits(rates[1])}"
     return limited("speedup", "speedup", measured.speedup, limit, unit="×", numbers=numbers, said=said)
 
 
@@ -168,5 +168,5 @@ def _size(student: Student, trial: Trial | None) -> Check:
     if not (math.isfinite(own) and math.isfinite(its) and own > 0 and its > 0):
         detail = f"the size is not a number: {own:g} MB, its teacher {its:g} MB"
         return failed("student_size", detail, threshold=limit, numbers=numbers)
-    said = f"{own:.3g} MB, its teacher's {its:.3g} MB"
+    said = f"{digits(own)} MB, its teacher's {digits(its)} MB"
     return limited("student_size", "package", own / its, limit, percent=True, numbers=numbers, said=said)
