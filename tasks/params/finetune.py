@@ -28,7 +28,7 @@ class FinetuneParams(Section):
     )
     rank: int = Field(8, ge=1, le=1024, description="Rank of lora's adapters.")
     epochs: int = Field(10, ge=1, le=10_000, description="Passes over the training split.")
-    batch: int = Field(32, ge=1, le=65_536, description="Samples in a step, over all processes.")
+    batch: int = Field(16, ge=1, le=65_536, description="Samples in a step, over all processes.")
     accumulate: int = Field(
         1, ge=1, le=1024, description="Parts that a batch is computed in; more: less memory, the same step."
     )
