@@ -165,18 +165,18 @@ def _metrics(result: AdaptResult) -> Table:
 def _ladder(result: AdaptResult) -> Table:
     table = Table(title=f"Ladder, {result.ladder[0].metric}", title_justify="left")
     table.add_column("rung")
-    for column in ("on validation", "on test"):
-        table.add_column(column, justify="right")
+    for column in ("validation", "test"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gate")
-    for column in ("takes", "price", "MB", "p50, ms"):
-        table.add_column(column, justify="right")
+    for column in ("takes", "price", "MB", "ms"):
+        table.add_column(column, justify="right", no_wrap=True)
     for rung in result.ladder:
         name = escape(rung.name)
         table.add_row(
             f"[bold]{name}[/] ←" if rung.chosen else name,
-            _interval(rung.validation),
+            f"{rung.validation.value:.3f}",
             _interval(rung.test),
-            "[green]passed[/]" if rung.passed else f"[red]failed[/] {escape(', '.join(rung.failed))}",
+            "[green]passed[/]" if rung.passed else "[red]failed[/]",
             duration(rung.seconds),
             f"{rung.price:.2f}",
             f"{rung.size_mb:.1f}",
