@@ -163,11 +163,12 @@ def _metrics(result: AdaptResult) -> Table:
 
 
 def _ladder(result: AdaptResult) -> Table:
-    table = Table(title=f"Ladder, {result.ladder[0].metric}", title_justify="left")
-    table.add_column("rung")
+    title = f"Ladder, {result.ladder[0].metric}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("rung", no_wrap=True)
     for column in ("validation", "test"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("gate")
+    table.add_column("gate", no_wrap=True)
     for column in ("takes", "price", "MB", "ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for rung in result.ladder:
