@@ -164,12 +164,12 @@ def _metrics(result: AdaptResult) -> Table:
 
 def _ladder(result: AdaptResult) -> Table:
     title = f"Ladder, {result.ladder[0].metric}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("rung", no_wrap=True)
     for column in ("validation", "test"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gate", no_wrap=True)
-    for column in ("takes", "price", "MB", "ms"):
+    for column in ("takes", "MB", "ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for rung in result.ladder:
         name = escape(rung.name)
@@ -179,7 +179,6 @@ def _ladder(result: AdaptResult) -> Table:
             _interval(rung.test),
             "[green]passed[/]" if rung.passed else "[red]failed[/]",
             duration(rung.seconds),
-            f"{rung.price:.2f}",
             f"{rung.size_mb:.1f}",
             f"{rung.latency_ms:.1f}",
         )
