@@ -21,7 +21,7 @@ from tasks.embedding.sample import Sample, decoded, rows
 from tasks.embedding.views import divided
 from tasks.records import Backbone, Block
 
-__all__ = ["Extractor", "Sample", "extract"]
+__all__ = ["Extractor", "Sample", "extract", "threads_restored"]
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of a block -> [N, d]
 
@@ -113,7 +113,7 @@ def extract(
         return [sample.digest for sample in piece], vectors
 
     done = 0
-    with _threads_restored(), ThreadPoolExecutor(threads()) as pool, ThreadPoolExecutor(1) as writer:
+    with threads_restored(), ThreadPoolExecutor(threads()) as pool, ThreadPoolExecutor(1) as writer:
         running: set[Future[tuple[list[str], Vectors]]] = set()
         written: Future[None] | None = None
         try:
@@ -197,7 +197,8 @@ def _images(
 
 
 @contextmanager
-def _threads_restored() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
+    """Afterwards torch has as many threads as before."""
     before = torch.get_num_threads()
     try:
         yield

@@ -8,8 +8,7 @@ N samples (each content once), V views, K outputs, D features (the embeddings of
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import log_expit, log_softmax, logsumexp
 from torch import Tensor
 
-from tasks.embedding.extract import Extractor
+from tasks.embedding.extract import Extractor, threads_restored
 from tasks.embedding.forward import Forward, TorchForward
 from tasks.embedding.sample import Sample
 from tasks.embedding.source import decoding
@@ -120,7 +119,7 @@ class Teacher:
         listed = hashlib.sha256("".join(place).encode()).hexdigest()
         key = digest_of("answers", self.digest, list(augment), seed, views, layout.features, listed)
         asked = _Asked(self, unique, Views, augment, seed, views, max_pixels, route)
-        with _threads_restored():
+        with threads_restored():
             return filled(
                 state / "teachers" / key[:32],
                 layout,
@@ -234,12 +233,3 @@ class _Asked:
 def _whole(how: Preprocess) -> Preprocess:
     """What leaves a crop of the right size as it is; the backbone's own views are cut from that."""
     return how.model_copy(update={"resize": how.size})
-
-
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
