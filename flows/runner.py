@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from tasks.cluster import set_up_ray
 from tasks.errors import ParamsError, StackError
 from tasks.settings import Settings
 
@@ -39,6 +40,7 @@ def task_runner(settings: Settings) -> TaskRunner[Any]:
             " each worker"
         )
     if settings.runner == "ray":
+        set_up_ray(settings.runner_address)
         from flows.on_ray import RayRunner
 
         return RayRunner(settings.runner_address)

@@ -1,7 +1,6 @@
 """The local stack: a Prefect server, an MLflow server and a process worker on loopback, in the
 background. What is up is on record in `<state>/stack.json`."""
 
-import json
 import os
 import socket
 import subprocess
@@ -10,12 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
 
 import yaml
@@ -24,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows import background, gpu_pool
 from flows.background import Process
 from flows.environment import enter, environment
+from flows.servers import answers, ask
 from tasks.errors import StackError
 from tasks.lock import locked
 from tasks.params import Params
@@ -34,7 +31,6 @@ from tasks.stage import code_digest
 POOL = "adapt"
 READY_TIMEOUT_S = 180
 NAMES = ("prefect", "mlflow", "worker")  # in the order in which they start
-_open = build_opener(ProxyHandler({})).open  # the servers are on this machine, whatever proxy is set
 
 
 class Stack(BaseModel):
@@ -138,7 +134,7 @@ def api(settings: Settings) -> Api:
             start_new_session=True,  # Ctrl-C is for this process, which still reports to the API
         )
     return Api(
-        lambda: _wait("api", lambda: own.poll() is None, lambda: _answers(f"{url}/health"), settings), own
+        lambda: _wait("api", lambda: own.poll() is None, lambda: answers(f"{url}/health"), settings), own
     )
 
 
@@ -238,7 +234,8 @@ def _deploy(settings: Settings, plan: str, env: Mapping[str, str], api: str) -> 
     pool = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
     # One that is there may be of another type: of Kubernetes, say.
     gpu = ["work-pool", "create", gpu_pool.POOL, "--type", "process"]
-    pools = [pool] if _answers(f"{api}/api/work_pools/{gpu_pool.POOL}") else [pool, gpu]
+    known = ask("GET", f"{api}/api/work_pools/{gpu_pool.POOL}", missing=True) is not None
+    pools = [pool] if known else [pool, gpu]
     for arguments in (*pools, ["deploy", "--all", "--prefect-file", str(file)]):
         done = subprocess.run(
             [*prefect, *arguments],
@@ -256,7 +253,7 @@ def _deploy(settings: Settings, plan: str, env: Mapping[str, str], api: str) -> 
 def _wait_for_servers(stack: Stack, settings: Settings, *names: str) -> None:
     health = {"prefect": f"{stack.prefect}/api/health", "mlflow": f"{stack.mlflow}/health"}
     for name in names or health:
-        _wait_for(stack, name, partial(_answers, health[name]), settings)
+        _wait_for(stack, name, partial(answers, health[name]), settings)
 
 
 def _wait_for(stack: Stack, name: str, ready: Callable[[], bool], settings: Settings) -> None:
@@ -276,31 +273,20 @@ def _wait(name: str, running: Callable[[], bool], ready: Callable[[], bool], set
         time.sleep(0.2)  # between two looks
 
 
-def _answers(url: str) -> bool:
-    try:
-        _open(url, timeout=5).close()
-    except (OSError, HTTPException):
-        return False
-    return True
-
-
 def _limit_trainings(prefect: str, workers: int) -> None:
     """As many at once as there are local workers; at least one, and a limit that is there stays where
     no local worker is asked for."""
     limits = f"{prefect}/api/v2/concurrency_limits/"
-    try:
-        if not _answers(f"{limits}{gpu_pool.LIMIT}"):
-            _post(limits, {"name": gpu_pool.LIMIT, "limit": max(1, workers)})
-        elif workers:
-            _post(f"{limits}{gpu_pool.LIMIT}", {"limit": workers}, "PATCH")
-    except (OSError, HTTPException) as error:
-        raise StackError(f"prefect: the limit {gpu_pool.LIMIT} could not be set ({error})") from None
+    if ask("GET", f"{limits}{gpu_pool.LIMIT}", missing=True) is None:
+        ask("POST", limits, {"name": gpu_pool.LIMIT, "limit": max(1, workers)})
+    elif workers:
+        ask("PATCH", f"{limits}{gpu_pool.LIMIT}", {"limit": workers})
 
 
 def _is_online(prefect: str, pool: str, worker: str) -> bool:
     try:
-        workers = _post(f"{prefect}/api/work_pools/{pool}/workers/filter", {})
-    except (OSError, HTTPException):
+        workers = ask("POST", f"{prefect}/api/work_pools/{pool}/workers/filter", {})
+    except StackError:
         return False
     return any(found["name"] == worker and found["status"] == "ONLINE" for found in workers)
 
@@ -311,18 +297,8 @@ def _crash_lost_runs(prefect: str) -> None:
     unfinished = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
     lost = {"work_pools": {"name": {"any_": [POOL]}}, "flow_runs": {"state": unfinished}}
     crashed = {"type": "CRASHED", "message": "The worker that ran it was stopped or died; start it again."}
-    try:
-        for run in _post(f"{prefect}/api/flow_runs/filter", lost):
-            _post(f"{prefect}/api/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
-    except (OSError, HTTPException) as error:
-        raise StackError(f"prefect: runs of the last worker could not be ended ({error})") from None
-
-
-def _post(url: str, body: object, method: str = "POST") -> Any:
-    headers = {"Content-Type": "application/json"}
-    request = Request(url, json.dumps(body).encode(), headers, method=method)  # noqa: S310 - an http address
-    with _open(request, timeout=10) as response:
-        return json.loads(response.read() or b"null")
+    for run in ask("POST", f"{prefect}/api/flow_runs/filter", lost):
+        ask("POST", f"{prefect}/api/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
 
 
 def _free_port() -> int:

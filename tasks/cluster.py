@@ -34,8 +34,19 @@ def require_reachable(address: str) -> None:
         ) from None
 
 
+def set_up_ray(address: str | None) -> None:
+    """How a cluster that starts here guards itself: on loopback, and with a token. Ray reads these when it
+    is imported: call it before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its way to say: listen on loopback alone
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def ray_slot(address: str | None) -> dict[str, Any]:
-    """Connects this process to a cluster, or to one of this machine's cores that ends with it.
+    """Connects this process to a cluster, or to one of this machine's cores that ends with it, for which
+    `set_up_ray` was called.
 
     Returns:
         What one piece of work takes: a core; where there are GPUs, one of them with its part of the cores.
@@ -43,12 +54,7 @@ def ray_slot(address: str | None) -> dict[str, Any]:
     Raises:
         StackError: the cluster can't be reached or used.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
-        # Ray reads these when it is imported. The first is its way to say: listen on loopback alone.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         here: dict[str, Any] = {
             "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": _STORE_BYTES,

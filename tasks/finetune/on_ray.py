@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.cluster import ray_slot
+from tasks.cluster import ray_slot, set_up_ray
 from tasks.errors import RegraftError, StackError
 from tasks.finetune.process import ERROR, failed, leave_with_the_parent, run_to_end
 from tasks.finetune.spec import Spec
@@ -18,6 +18,7 @@ def main(file: Path) -> int:
     """Starts the processes and waits for them; returns the exit status."""
     leave_with_the_parent()
     settings, spec = Settings(), Spec.load(file)
+    set_up_ray(settings.runner_address)
     try:
         _fit(spec, ray_slot(settings.runner_address), settings.trainers)
     except RegraftError as error:

@@ -55,7 +55,7 @@ class CachedPrefix:
         views: int,
         digests: Sequence[str],
         precision: Literal["float32", "bfloat16"],
-        batch: int = 64,
+        batch: int | None = None,
     ) -> None:
         """
         Args:
@@ -64,11 +64,12 @@ class CachedPrefix:
             views: K.
             digests: of the N samples.
             precision: of the forward pass, and of what is kept.
-            batch: crops in a forward pass; the results hardly depend on it.
+            batch: crops in a forward pass; the results hardly depend on it. None: what is quick on the device.
         """
-        self._prefix, self._digests, self._views, self._batch = prefix, tuple(digests), views, batch
+        self._prefix, self._digests, self._views = prefix, tuple(digests), views
         self._precision = precision
         self._device = next(prefix.model.parameters()).device
+        self._batch = batch or (16 if self._device.type == "cpu" else 64)
         with self._autocast():
             one = prefix(noise(prefix.model)[:1])
         self.shape = tuple(one.shape[1:])  # of an activation
@@ -137,7 +138,8 @@ class CachedPrefix:
         written, chunk = done, max(self._batch, CHUNK_BYTES * self._count // max(1, self.bytes))
         for crops in self._crops(images, views, done):
             with self._autocast():
-                found = self._prefix(crops.to(self._device)).to("cpu")
+                crops = crops.to(self._device).contiguous(memory_format=torch.channels_last)
+                found = self._prefix(crops).to("cpu")
             kept[done : done + len(crops)] = self._stored(found)
             done += len(crops)
             if done - written >= chunk or done == self._count:

@@ -115,11 +115,7 @@ def _needs(*libraries: str) -> None:
         pytest.skip(f"needs {' and '.join(libraries)}")
 
 
-# Ray's own cluster refuses its token on some machines (InvalidAuthToken), with code that passed before too.
-RAY = pytest.param("ray", marks=pytest.mark.xfail(strict=False, reason="InvalidAuthToken, not explained yet"))
-
-
-@pytest.mark.parametrize("runner", [RAY, "dask"])
+@pytest.mark.parametrize("runner", ["ray", "dask"])
 def test_shards__worker_killed_in_the_middle_costs_its_unfinished_segment(
     runner: str, place_of: Callable[..., Place], given: tuple[Path, str], undisturbed: Place, short: Path
 ) -> None:
