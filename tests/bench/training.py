@@ -28,7 +28,7 @@ LABELS = 100  # of each class
 BATCH = 32
 ROUNDS = 3
 CACHED = FinetuneParams(
-    method="last_blocks", blocks=2, epochs=12, cached_views=4, augment=("hflip", "vflip"), learning_rate=5e-4
+    method="last_blocks", blocks=2, epochs=20, cached_views=2, augment=("hflip", "vflip"), learning_rate=5e-4
 )
 
 
