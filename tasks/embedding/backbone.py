@@ -103,9 +103,9 @@ def load(backbone: Backbone) -> nn.Module:
     if backbone.name == PIXELS:
         network = PixelMeans()
     elif library == "timm":
-        network = _timm_network(name, backbone.preprocess.size)
+        network = timm_network(name, backbone.preprocess.size)
     else:
-        network = _torchvision_network(name.partition("@")[0], backbone.preprocess.size)
+        network = torchvision_network(name.partition("@")[0], backbone.preprocess.size)
     _load(network, read_checkpoint(file), backbone.name)
     return network.eval().requires_grad_(False)
 
@@ -206,7 +206,7 @@ def _pixels(params: BackboneParams) -> tuple[nn.Module, Preprocess, dict[str, Te
     return network, preprocess_of_pixels(params.image_size), network.state_dict()
 
 
-def _timm_network(name: str, size: int | None, *, pretrained: bool = False) -> nn.Module:
+def timm_network(name: str, size: int | None, *, pretrained: bool = False) -> nn.Module:
     timm: Any = import_module("timm")
     if not timm.is_model(name):
         raise BackboneError(f"timm:{name}: timm {timm.__version__} has no such model; see timm.list_models()")
@@ -216,7 +216,7 @@ def _timm_network(name: str, size: int | None, *, pretrained: bool = False) -> n
 
 
 def _timm(name: str, params: BackboneParams) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
-    network = _timm_network(name, params.image_size)
+    network = timm_network(name, params.image_size)
     config: dict[str, Any] = import_module("timm.data").resolve_data_config({}, model=network)
     trained_size = cast(Any, network).pretrained_cfg["input_size"][-1]
     preprocess = _preprocess(
@@ -236,13 +236,13 @@ def _timm(name: str, params: BackboneParams) -> tuple[nn.Module, Preprocess, dic
         return network, preprocess, lite_to_timm(read_checkpoint(file), network)
     _require_hub(params.backbone, import_module("huggingface_hub.constants").ENDPOINT)
     try:
-        trained = _timm_network(name, params.image_size, pretrained=True)
+        trained = timm_network(name, params.image_size, pretrained=True)
     except Exception as error:  # the hub's client raises many unrelated kinds
         raise _offline(params.backbone, type(error).__name__) from None
     return network, preprocess, trained.state_dict()
 
 
-def _torchvision_network(name: str, size: int | None) -> nn.Module:
+def torchvision_network(name: str, size: int | None) -> nn.Module:
     models: Any = import_module("torchvision.models")
     if name not in models.list_models(module=models):
         raise BackboneError(f"torchvision:{name}: torchvision has no such classifier; see list_models()")
@@ -261,7 +261,7 @@ def _torchvision(
 ) -> tuple[nn.Module, Preprocess, dict[str, Tensor]]:
     models: Any = import_module("torchvision.models")
     architecture, _, chosen = name.partition("@")
-    network = _torchvision_network(architecture, params.image_size)
+    network = torchvision_network(architecture, params.image_size)
     known = models.get_model_weights(architecture)
     try:
         entry = known[chosen] if chosen else known.DEFAULT

@@ -27,7 +27,7 @@ _ATTEMPTS = 10
 
 # torch resizes from the image's left and upper edge up to the crop; beyond this many times the
 # crop's side (panoramas), PIL is quicker, which resizes the crop alone.
-_LONG = 4
+LONG = 4
 _SMALL = 64 * 64  # pixels up to which images of equal size are stacked: a call costs more than the copy
 
 
@@ -45,7 +45,7 @@ def crop(image: Tensor, how: Preprocess, view: str = "identity", digest: str = "
     Returns:
         uint8 [3, size, size], channels last in memory; it may share memory with `image`.
     """
-    return _views(_stacked([image]), how, view, [digest])[0]
+    return _views(stacked([image]), how, view, [digest])[0]
 
 
 def batch(
@@ -69,7 +69,7 @@ def batch(
         else:
             out[at] = crop(image, how, view, digests[at])
     for group in groups.values():
-        found = _views(_stacked([images[at] for at in group]), how, view, [digests[at] for at in group])
+        found = _views(stacked([images[at] for at in group]), how, view, [digests[at] for at in group])
         for at, one in zip(group, found, strict=True):  # `out[group] = found` is 20 times slower
             out[at] = one
     return out
@@ -100,7 +100,7 @@ def _digests(digests: Sequence[str], count: int, view: str) -> Sequence[str]:
     return digests or [""] * count
 
 
-def _stacked(images: Sequence[Tensor]) -> Tensor:
+def stacked(images: Sequence[Tensor]) -> Tensor:
     """[B, 3, H, W] with the strides of channels last, for which torch has kernels that are five times
     as quick as for those of `image[None]`."""
     rows = [image.permute(1, 2, 0) for image in images]  # [H, W, 3]
@@ -131,9 +131,9 @@ def _resized(images: Tensor, resized: tuple[int, int], corner: tuple[int, int], 
     """Of [B, C, H, W] resized to `resized`, the square of `how.size` at `corner` (top, left)."""
     (top, left), (bottom, right) = corner, (corner[0] + how.size, corner[1] + how.size)
     if tuple(images.shape[2:]) != resized:
-        if max(bottom, right) > _LONG * how.size:
+        if max(bottom, right) > LONG * how.size:
             return torch.stack([_resized_by_pil(image, resized, corner, how) for image in images])
-        images = _resized_up_to(images, resized, (bottom, right), how)
+        images = resized_up_to(images, resized, (bottom, right), how)
     return images[:, :, top:bottom, left:right]
 
 
@@ -144,16 +144,16 @@ def _vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     return down > 0 and down > 2 * across
 
 
-def _resized_up_to(images: Tensor, resized: tuple[int, int], end: tuple[int, int], how: Preprocess) -> Tensor:
+def resized_up_to(images: Tensor, resized: tuple[int, int], end: tuple[int, int], how: Preprocess) -> Tensor:
     """At least the part of the resized images above and left of `end` (bottom, right)."""
     count, channels, height, width = images.shape
     if channels == 1 and count >= 4:  # the kernel works on four channels: four grey images at once
         fours = count // 4 * 4
-        found = _resized_up_to(images[:fours].reshape(-1, 4, height, width), resized, end, how)
+        found = resized_up_to(images[:fours].reshape(-1, 4, height, width), resized, end, how)
         found = found.reshape(fours, 1, *found.shape[2:])
         if fours == count:
             return found
-        return torch.cat([found, _resized_up_to(images[fours:], resized, end, how)])
+        return torch.cat([found, resized_up_to(images[fours:], resized, end, how)])
     # `F.interpolate` can't stop early: it takes a size or a scale.
     resize = getattr(torch.ops.aten, f"_upsample_{how.interpolation}2d_aa").default
     scales = (resized[0] / height, resized[1] / width)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from tasks.evaluation import course_plot
 from tasks.evaluation.style import BLUE, INK, MUTED, OVER, plain, save
 from tasks.params import LOWER_IS_BETTER
 from tasks.progress import duration
@@ -87,22 +87,13 @@ def curves(file: Path, made: Tuned, score: str = "validation score") -> None:
     figure = _figure(6.4, 6.6)
     panels: Sequence[Axes] = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1.5, 1))
     losses, scores, rates = panels
-    epochs = [epoch.epoch for epoch in made.history]
-    marked: dict[str, Any] = {"marker": "o", "markersize": 4.5 if len(epochs) <= 40 else 0, "linewidth": 1.6}
-    losses.plot(
-        epochs, [epoch.loss for epoch in made.history], color=MUTED, label="training, augmented", **marked
-    )
-    losses.plot(
-        epochs, [epoch.validation_loss for epoch in made.history], color=BLUE, label="validation", **marked
-    )
-    losses.set_ylabel("Loss", color=INK)
-    losses.legend(frameon=False, fontsize=9, labelcolor=INK)
-    scores.plot(epochs, [epoch.validation for epoch in made.history], color=BLUE, **marked)
+    marked = course_plot.draw(losses, scores, made.history, len(made.history))
     if math.isfinite(made.validation):
         scores.axhline(made.validation, color=OVER, linestyle="--", linewidth=1.3)
         scores.plot([], [], color=OVER, linestyle="--", label=f"taken: {made.chosen}, {made.validation:.3f}")
         scores.legend(frameon=False, fontsize=9, labelcolor=INK)
     scores.set_ylabel(score[:1].upper() + score[1:], color=INK)
+    epochs = [epoch.epoch for epoch in made.history]
     rates.plot(epochs, [epoch.learning_rate for epoch in made.history], color=MUTED, **marked)
     rates.set_ylim(bottom=0)
     rates.set_ylabel("Learning rate", color=INK)

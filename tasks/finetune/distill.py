@@ -3,19 +3,16 @@
 B batch, K outputs, D features of the student, E features of the teacher.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.embedding.backbone import resolve_backbone
 from tasks.errors import FinetuneError
 from tasks.finetune import losses
 from tasks.finetune.answers import Answers
 from tasks.finetune.batches import Batch
-from tasks.params import BackboneParams, DistillParams
-from tasks.records import Backbone, Target
+from tasks.params import DistillParams
+from tasks.records import Target
 
 
 class Distillation(nn.Module):
@@ -112,16 +109,3 @@ def hint(projected: Tensor, wanted: Tensor) -> Tensor:
     """The mean squared error [B] of projected features [B, E] against the teacher's standardised ones
     (FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550): 1 for who knows but their mean."""
     return (projected - wanted).square().mean(1)
-
-
-def student_backbone(params: DistillParams, store: Path) -> Backbone:
-    """The student before it learns, with the layer `network` alone.
-
-    Raises:
-        FinetuneError: no student is named.
-        BackboneError: see `resolve_backbone`.
-    """
-    if not params.student:
-        raise FinetuneError("distill.student: names no backbone; name one, such as timm:NAME")
-    named = BackboneParams(backbone=params.student, weights=params.weights, image_size=params.image_size)
-    return resolve_backbone(named, store)

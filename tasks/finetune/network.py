@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tasks.embedding.backbone import _timm_network, _torchvision_network, load
+from tasks.embedding.backbone import load, timm_network, torchvision_network
 from tasks.embedding.source import named
 from tasks.embedding.weights import TUNED, keep
 from tasks.errors import FinetuneError
@@ -107,9 +107,9 @@ def scratch(backbone: Backbone, outputs: int, seed: int) -> Tunable:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         network = (
-            _timm_network(name, size)
+            timm_network(name, size)
             if library == "timm"
-            else _torchvision_network(name.partition("@")[0], size)
+            else torchvision_network(name.partition("@")[0], size)
         )
         return Tunable(network, backbone.preprocess, outputs, backbone.name)
 

@@ -64,7 +64,7 @@ class CachedPrefix:
             views: K.
             digests: of the N samples.
             precision: of the forward pass, and of what is kept.
-            batch: crops in a forward pass; the results hardly depend on it. None: what is quick on the device.
+            batch: crops in a forward pass; the results hardly depend on it. None: as suits the device.
         """
         self._prefix, self._digests, self._views = prefix, tuple(digests), views
         self._precision = precision

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
-from tasks.embedding.preprocess import _LONG, _resized_up_to, _stacked, crop
+from tasks.embedding.preprocess import LONG, crop, resized_up_to, stacked
 from tasks.params.finetune import Augmentation
 from tasks.records import Preprocess
 
@@ -78,9 +78,9 @@ def resized(image: Tensor, preprocess: Preprocess) -> Tensor:
     if whole == (height, width):
         return image
     end = (max(whole) - preprocess.size) // 2 + preprocess.size
-    if end > _LONG * preprocess.size:  # where it resizes the square alone, by PIL
+    if end > LONG * preprocess.size:  # where it resizes the square alone, by PIL
         return crop(image, preprocess)
-    return _resized_up_to(_stacked([image]), whole, whole, preprocess)[0]
+    return resized_up_to(stacked([image]), whole, whole, preprocess)[0]
 
 
 class _Seeded(TorchFunctionMode):

@@ -361,7 +361,7 @@ def test_resolve__hub_that_answers_is_asked_for_the_weights(
         return network
 
     monkeypatch.setattr(backbones, "urlopen", refused)
-    monkeypatch.setattr(backbones, "_timm_network", create)
+    monkeypatch.setattr(backbones, "timm_network", create)
     with pytest.raises(BackboneError, match=r"can't be reached \(RuntimeError\)"):
         backbones.resolve(params("timm:resnet18"), tmp_path)
 

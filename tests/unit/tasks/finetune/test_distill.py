@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks.errors import FinetuneError
 from tasks.finetune.answers import Answers, Floats, Layout, filled
 from tasks.finetune.batches import Batch
-from tasks.finetune.distill import distillation, hint, matching, student_backbone
+from tasks.finetune.distill import distillation, hint, matching
 from tasks.params import DistillParams
 
 LOGITS = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 0.0]])
@@ -166,15 +166,6 @@ def test_distillation__half_precision_changes_no_loss(tmp_path: Path) -> None:
 def test_distillation__features_that_were_not_kept_are_missed(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match=r"distill\.features"):
         distillation(DistillParams(features=1.0), "class", told(tmp_path, SAID), features=5, seed=0)
-
-
-def test_student__is_the_backbone_that_is_named(tmp_path: Path) -> None:
-    params = DistillParams(student="timm:test_efficientnet", weights="random", image_size=48)
-    found = student_backbone(params, tmp_path)
-    assert (found.name, found.preprocess.size) == ("timm:test_efficientnet", 48)
-    assert [(block.layer, block.view) for block in found.blocks] == [("network", "identity")]
-    with pytest.raises(FinetuneError, match=r"distill\.student"):
-        student_backbone(DistillParams(), tmp_path)
 
 
 def test_matching__class_that_the_teacher_rules_out_is_no_nan() -> None:
