@@ -5,15 +5,14 @@ from pathlib import Path
 
 from flows.embedding import embed
 from flows.rung import Ground, Judged, judge
-from flows.training_shown import TrainingShown
+from flows.tuning import start_finetune
 from tasks.embedding.source import embedder_of
 from tasks.embedding.task import resolve_embedder
 from tasks.errors import FinetuneError
-from tasks.finetune.spec import Distillation
-from tasks.finetune.student import student_embedding, student_key, student_params
-from tasks.finetune.task import list_unlabelled, tune
+from tasks.finetune.student import student_embedding, student_request
+from tasks.finetune.task import list_unlabelled
 from tasks.head.folds import check_validation
-from tasks.params import DistillParams
+from tasks.params import Params
 from tasks.records import Backbone, Teacher
 from tasks.registry.task import load_version
 
@@ -27,7 +26,7 @@ class Lesson:
 
     student: Backbone
     teachers: tuple[Teacher | None, ...]  # none: the best rung of this run
-    params: DistillParams  # with absolute paths
+    params: Params  # with absolute paths
     unlabelled: str  # digest of the further images
 
     @property
@@ -53,32 +52,27 @@ def prepare(ground: Ground) -> Lesson:
         folder = str(Path(folder).expanduser().resolve())  # the process that trains has another directory
         further = list_unlabelled(folder, ground.manifest, params.data)
     wished = params.distill.model_copy(update={"unlabelled": folder})
-    return Lesson(student, teachers, wished, further)
+    return Lesson(student, teachers, params.model_copy(update={"distill": wished}), further)
 
 
 def learn(ground: Ground, frozen: Judged, best: Judged, lesson: Lesson) -> Judged:
     """Trains the student, and judges it beside its teachers.
 
     Raises:
-        FinetuneError: training can't be done.
+        RegraftError: training can't be done; see `start_finetune`.
     """
-    params, manifest = ground.params, ground.manifest
     named = [one or best.as_teacher() for one in lesson.teachers]
     teachers = list({one.digest: one for one in named}.values())  # the champion may be the best too
-    how = student_params(params)
-    distillation = Distillation(params=lesson.params, data=params.data, teachers=tuple(teachers))
-    key = student_key(manifest, lesson.student, teachers, distillation, how, lesson.unlabelled)
-    tuned = tune.with_options(name="distill")(
-        manifest,
+    request = student_request(
+        ground.name,
         ground.dataset,
+        ground.manifest,
         lesson.student,
-        None,
-        how,
-        key,
-        params.data.max_pixels,
-        distillation,
-        TrainingShown(f"{ground.name}, student"),
+        teachers,
+        lesson.params,
+        lesson.unlabelled,
     )
+    tuned = start_finetune(request)
     embedder = embedder_of([tuned.backbone])
     return judge(ground, STUDENT, embedder, frozen=frozen, tuned=tuned, teachers=teachers)
 

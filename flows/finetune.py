@@ -23,7 +23,13 @@ from tasks.head.folds import check_folds
 from tasks.head.task import train_head
 from tasks.params import HeadParams
 from tasks.records import Backbone, DatasetVersion, Head, Kind, Manifest, Target, Tuned
-from tasks.registry.task import close_training_run, fetch_backbone, give_up_training_run, sending_metrics
+from tasks.registry.task import (
+    close_training_run,
+    fetch_backbone,
+    fetch_teachers,
+    give_up_training_run,
+    sending_metrics,
+)
 from tasks.settings import Settings
 
 _LEASE_S = 60.0  # a worker that died holds its slot for so long
@@ -47,8 +53,12 @@ def finetune(request: FinetuneRequest) -> Tuned:
         bring.check(manifest, request.manifest)
         found = find_backbone(request.backbone)
         backbone = found or fetch_backbone(request.backbone, request.run_id)
+        distillation = request.distillation
+        if distillation is not None:
+            distillation = fetch_teachers(distillation, request.run_id)
 
-        progress, shown = progress_file(Settings(), request.key), TrainingShown(request.name)
+        name = request.name if distillation is None else f"{request.name}, student"
+        progress, shown = progress_file(Settings(), request.key), TrainingShown(name)
         with _slot(), sending_metrics(request.run_id, progress):
             head = starting_head(manifest, dataset, backbone, request)
             tuned = tune(
@@ -59,7 +69,8 @@ def finetune(request: FinetuneRequest) -> Tuned:
                 request.finetune,
                 request.key,
                 request.max_pixels,
-                watch=shown,
+                distillation,
+                shown,
             )
             shown.complete(tuned)
     except RegraftError:

@@ -11,6 +11,7 @@ from flows.tuning import start_finetune
 from tasks.embedding.source import embedder_of
 from tasks.errors import FinetuneError, StackError
 from tasks.evaluation.task import choose_rung, draw_ladder
+from tasks.finetune.request import FinetuneRequest
 from tasks.params import Params
 from tasks.records import Interval, Ladder, Rung, RungChoice
 
@@ -70,7 +71,8 @@ def climb(ground: Ground, frozen: Judged) -> Climbed:
 def _tuned(ground: Ground, frozen: Judged, params: Params) -> Judged:
     """The rung with a trained backbone; further backbones stay beside it as they are."""
     backbone = trained(frozen.embedder)
-    tuned = start_finetune(ground.name, ground.dataset, ground.manifest, backbone, params)
+    request = FinetuneRequest.of(ground.name, ground.dataset, ground.manifest, backbone, params)
+    tuned = start_finetune(request)
     others = [one for one in frozen.embedder.backbones if one is not backbone]
     embedder = embedder_of([tuned.backbone, *others])
     return judge(ground, params.finetune.method, embedder, frozen=frozen, tuned=tuned)

@@ -26,9 +26,8 @@ from tasks.errors import RegraftError, StackError
 from tasks.finetune import bring
 from tasks.finetune.request import FinetuneRequest
 from tasks.finetune.task import tuned_here
-from tasks.params import Params
-from tasks.records import Backbone, DatasetVersion, Manifest, Tuned
-from tasks.registry.task import fetch_tuned, is_trained, keep_backbone, open_training_run
+from tasks.records import Tuned
+from tasks.registry.task import fetch_tuned, is_trained, keep_backbone, keep_teachers, open_training_run
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,27 +38,31 @@ _RAISED = re.compile(r"^Flow run encountered an exception: (?P<kind>\w+): (?P<me
 _AGAIN = "run again"  # what an error says that another attempt may not meet
 
 
-def start_finetune(
-    name: str, dataset: DatasetVersion, manifest: Manifest, backbone: Backbone, params: Params
-) -> Tuned:
-    """The backbone tuned by `params.finetune`; it is trained once for the same data and parameters.
+def start_finetune(request: FinetuneRequest) -> Tuned:
+    """What the request asks for; it is trained once for the same data and parameters.
 
     Raises:
         RegraftError: training can't be done; see `flows.finetune`.
         StackError: three attempts ended without a result.
     """
-    request = FinetuneRequest.of(name, dataset, manifest, backbone, params)
     request = request.model_copy(update={"run_id": open_training_run(request)})
     settings = Settings()
     if is_trained(request.run_id):
         return tuned_here(settings, request.key) or fetch_tuned(request.run_id)
     # What was trained here, and could not be sent, goes through the flow here.
-    if tuned_here(settings, request.key) is None and _is_manned(settings):
-        keep_backbone(request.run_id, backbone)
+    if tuned_here(settings, request.key) is None and _can_travel(request) and _is_manned(settings):
+        keep_backbone(request.run_id, request.backbone)
+        if request.distillation is not None:
+            keep_teachers(request.run_id, request.distillation)
         if _trained_elsewhere(request, settings.finetune_silent_s):
             return fetch_tuned(request.run_id)
-    bring.keep(backbone, settings.root / "weights")
+    bring.keep(request.backbone, settings.root / "weights")
     return finetune(request)
+
+
+def _can_travel(request: FinetuneRequest) -> bool:
+    """Further images lie in a folder of this machine."""
+    return request.distillation is None or not request.distillation.params.unlabelled
 
 
 def _is_manned(settings: Settings) -> bool:

@@ -26,7 +26,8 @@ def main(file: Path) -> int:
 
 def run_to_end(spec: Spec, stop: Stop) -> int:
     """Trains; what goes wrong is said in the spec's folder. Returns the exit status."""
-    from tasks.finetune.training import Preempted, run  # torch
+    from tasks.finetune.memory import hardware, is_out_of_memory  # torch
+    from tasks.finetune.training import Preempted, run
 
     try:
         run(spec, stop)
@@ -35,6 +36,15 @@ def run_to_end(spec: Spec, stop: Stop) -> int:
         return failed(spec, asked, PREEMPTED)
     except RegraftError as error:
         return failed(spec, error, 1)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        short = (str(error) or type(error).__name__).splitlines()[0]
+        asked = FinetuneError(
+            f"{hardware()}: the memory does not hold the training beside its batches ({short}); take a"
+            " smaller backbone or image_size, or a method that trains less"
+        )
+        return failed(spec, asked, 1)
     return 0
 
 

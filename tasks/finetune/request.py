@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.embedding.source import decoding
+from tasks.finetune.spec import Distillation
 from tasks.params import DataParams, FinetuneParams, HeadParams, Params
 from tasks.records import Backbone, DatasetVersion, Manifest
 from tasks.stage import stage_key
@@ -29,6 +30,7 @@ class FinetuneRequest(BaseModel):
     backbone: Backbone = Field(description="That is tuned.")
     head: HeadParams = Field(description="Of the head that training starts from.")
     finetune: FinetuneParams = Field(description="How.")
+    distillation: Distillation | None = Field(None, description="Of a student: what it learns from.")
     run_id: str = Field("", description="MLflow run of the training.")
 
     @property

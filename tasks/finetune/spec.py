@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from tasks.params import DataParams, DistillParams, FinetuneParams
-from tasks.records import Backbone, Manifest, Teacher
+from tasks.records import Backbone, Manifest, TeacherPackage
 
 
 class Distillation(BaseModel):
@@ -16,7 +16,7 @@ class Distillation(BaseModel):
 
     params: DistillParams
     data: DataParams  # of further images
-    teachers: tuple[Teacher, ...]
+    teachers: tuple[TeacherPackage, ...]
 
 
 class Spec(BaseModel):

@@ -52,7 +52,7 @@ _ANSWERS, _VIEWS = "answers", "views"  # what time is spent on before the first 
 class _Asked:
     """A packaged model, as a teacher."""
 
-    def __init__(self, record: records.Teacher) -> None:
+    def __init__(self, record: records.TeacherPackage) -> None:
         self.digest, self.embedder = record.digest, record.embedder
         self.head = fitted.load(Path(record.folder))
 

@@ -34,7 +34,7 @@ from tasks.records.record import (
 )
 from tasks.records.registry import Champion, ModelPackage, Promotion, RegisteredVersion, Registration
 from tasks.records.result import AdaptResult, AuditFacts, DatasetFacts, EmbeddingFacts, GateFacts, HeadFacts
-from tasks.records.student import Teacher, Throughput
+from tasks.records.student import Teacher, TeacherPackage, Throughput
 
 __all__ = [
     "SPLITS",
@@ -89,6 +89,7 @@ __all__ = [
     "StageRecord",
     "Target",
     "Teacher",
+    "TeacherPackage",
     "Throughput",
     "Trial",
     "TrialPoint",

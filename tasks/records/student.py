@@ -6,7 +6,7 @@ from tasks.records.embedding import Embedder, Embeddings
 from tasks.records.record import Number, StageRecord
 
 
-class Teacher(BaseModel):
+class TeacherPackage(BaseModel):
     """A packaged model that a student learns from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -14,6 +14,11 @@ class Teacher(BaseModel):
     digest: str  # of the package
     folder: str  # of the package
     embedder: Embedder
+
+
+class Teacher(TeacherPackage):
+    """One that the student is compared with too."""
+
     embeddings: Embeddings  # the test split, as its backbones see it
 
 

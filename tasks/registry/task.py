@@ -8,6 +8,7 @@ from prefect import task
 
 from tasks.finetune import bring
 from tasks.finetune.request import FinetuneRequest
+from tasks.finetune.spec import Distillation
 from tasks.params import EvaluationParams
 from tasks.records import (
     Backbone,
@@ -195,6 +196,24 @@ def fetch_backbone(wanted: Backbone, run_id: str) -> Backbone:
     settings = Settings()
     store = settings.root / "weights"
     return bring.with_weights(wanted, training_run.fetch_backbone(run_id, wanted, store, settings))
+
+
+@task(name="keep teachers", **options())
+def keep_teachers(run_id: str, distillation: Distillation) -> None:
+    """Puts the packages that a student learns from into its run, for the machine that trains."""
+    from tasks.registry import training_run
+
+    for teacher in distillation.teachers:
+        training_run.keep_teacher(run_id, teacher, Settings())
+
+
+@task(name="fetch teachers", **options())
+def fetch_teachers(distillation: Distillation, run_id: str) -> Distillation:
+    """The same with its packages on this machine."""
+    from tasks.registry import training_run
+
+    found = tuple(training_run.fetch_teacher(run_id, one, Settings()) for one in distillation.teachers)
+    return distillation.model_copy(update={"teachers": found})
 
 
 @task(name="fetch tuned", **options())

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -14,8 +15,9 @@ from mlflow.exceptions import MlflowException
 from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError, public
 from tasks.finetune.request import FinetuneRequest
-from tasks.records import Backbone, Tuned
+from tasks.records import Backbone, TeacherPackage, Tuned
 from tasks.registry.names import check_name
+from tasks.registry.package import DESCRIPTION, read
 from tasks.registry.tracking import connect, experiment, lock, tracking_uri
 from tasks.registry.training_metrics import Metrics
 from tasks.settings import Settings
@@ -26,6 +28,7 @@ KIND = "regraft.kind"
 WEIGHTS = "regraft.weights_sha256"  # of a finished run: of tuned/weights.safetensors
 TUNED = "tuned"  # folder of the result
 BEFORE = "backbone"  # folder of the weights that it starts from
+TEACHERS = "teachers"  # folder of the packages that a student learns from
 FILES = ("weights.safetensors", "history.json", "curves.png", "record.json")
 WAIT_S = 120.0  # for MLflow, at the end
 _PAUSE_S = 3.0
@@ -50,7 +53,7 @@ def start(name: str, key: str, request: FinetuneRequest, settings: Settings) -> 
         run = (
             found[0]
             if found
-            else client.create_run(place, tags=_tags(key, request), run_name=f"finetune-{key[:8]}")
+            else client.create_run(place, tags=_tags(key, request), run_name=f"{_kind(request)}-{key[:8]}")
         )
         given = {name: value for name, value in _params(request).items() if name not in run.data.params}
         for param, value in given.items():
@@ -93,6 +96,43 @@ def fetch_backbone(run_id: str, backbone: Backbone, store: Path, settings: Setti
         file = _download(connect(settings), run_id, f"{BEFORE}/{name}", Path(folder))
         _prove(file, backbone.weights_digest, run_id)
         return file.replace(store / name)
+
+
+def keep_teacher(run_id: str, teacher: TeacherPackage, settings: Settings) -> None:
+    """Puts a package that a student learns from beside it, `model.json` last.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    client, place = connect(settings), f"{TEACHERS}/{teacher.digest}"
+    there = {Path(file.path).name for file in client.list_artifacts(run_id, place)}
+    if DESCRIPTION in there:
+        return
+    files = sorted(Path(teacher.folder).iterdir(), key=lambda file: file.name == DESCRIPTION)
+    for file in files:
+        client.log_artifact(run_id, str(file), place)
+
+
+def fetch_teacher(run_id: str, teacher: TeacherPackage, settings: Settings) -> TeacherPackage:
+    """That package on this machine: where it was made, or brought from the run.
+
+    Raises:
+        RegistryError: the run lacks it, or what it holds is not what its digest says.
+    """
+    store = settings.root / "packages"
+    for folder in (Path(teacher.folder), store / teacher.digest):
+        with suppress(RegistryError):
+            return _proved(folder, teacher.digest)
+    store.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".fetch-", dir=store))
+    try:
+        found = _download(connect(settings), run_id, f"{TEACHERS}/{teacher.digest}", made)
+        _proved(found, teacher.digest)
+        shutil.rmtree(store / teacher.digest, ignore_errors=True)
+        found.rename(store / teacher.digest)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return _proved(store / teacher.digest, teacher.digest)
 
 
 def finish(run_id: str, tuned: Tuned, progress: Path, settings: Settings, wait_s: float = WAIT_S) -> None:
@@ -165,9 +205,11 @@ def fetch(run_id: str, to: Path, settings: Settings) -> Path:
 
 
 def _tags(key: str, request: FinetuneRequest) -> dict[str, str]:
+    taught = request.distillation
     return {
         KEY: key,
-        KIND: "finetune",
+        KIND: _kind(request),
+        **({} if taught is None else {"regraft.teachers": ", ".join(one.digest for one in taught.teachers)}),
         "regraft.manifest": request.manifest,
         "regraft.backbone": request.backbone.name,
         "regraft.backbone_sha256": request.backbone.weights_digest,
@@ -176,9 +218,16 @@ def _tags(key: str, request: FinetuneRequest) -> dict[str, str]:
     }
 
 
+def _kind(request: FinetuneRequest) -> str:
+    return "finetune" if request.distillation is None else "distill"
+
+
 def _params(request: FinetuneRequest) -> dict[str, str]:
     fields = request.finetune.model_dump(mode="json")
     flat = {f"finetune.{name}": value for name, value in fields.items()}
+    if request.distillation is not None:
+        wished = request.distillation.params.model_dump(mode="json")
+        flat |= {f"distill.{name}": value for name, value in wished.items()}
     flat |= {"backbone": request.backbone.name, "image_size": request.backbone.preprocess.size}
     return {name: str(value) for name, value in flat.items()}
 
@@ -216,6 +265,13 @@ def _download(client: MlflowClient, run_id: str, path: str, to: Path) -> Path:
         raise RegistryError(
             f"MLflow run {run_id}: {path} can't be downloaded ({reason}); run again"
         ) from None
+
+
+def _proved(folder: Path, digest: str) -> TeacherPackage:
+    package = read(folder)
+    if package.digest != digest:
+        raise RegistryError(f"{folder}: is the package {package.digest}, not {digest}; run again")
+    return TeacherPackage(digest=digest, folder=str(folder), embedder=package.embedder)
 
 
 def _prove(file: Path, digest: str, run_id: str) -> None:

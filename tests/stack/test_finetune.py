@@ -18,6 +18,7 @@ from PIL import Image
 
 from flows import background
 from tasks.records import Tuned
+from tasks.registry.package import read
 from tasks.settings import ROOT
 from tests.stack.local import Local, alive, regraft
 from tests.stack.mlflow_server import BIN
@@ -271,6 +272,39 @@ def test_finetune__missing_limit_says_how_to_make_it(local: Local, run: Tuned) -
     finally:
         local.up()  # makes it again
     assert local.api(f"v2/concurrency_limits/{LIMIT}")["limit"] == 1
+
+
+def test_distill__student_learns_elsewhere_from_a_model_that_travelled(
+    local: Local, run: Tuned, worker: psutil.Process, given: tuple[Path, Path]
+) -> None:
+    assert run.history
+    before = len(_flow_runs(local))
+    student = {"student": "timm:test_resnet", "weights": "random", "image_size": SIZE, "epochs": 3}
+    wished = PARAMS | {
+        "finetune": {"when": "never"},
+        "distill": student | {"margin": 1, "min_speedup": 0.01, "max_size": 100},
+        "evaluation": {"baseline_samples": 0, "robustness_samples": 0},
+    }
+    file = given[1].with_name("distilled.json")
+    file.write_text(json.dumps(wished))
+    command = ["adapt", "--json", "--data", str(given[0]), "--name", "small", "--params", str(file)]
+    done = regraft(command, local.env | {"PREFECT_API_URL": f"{local.prefect}/api"})
+    assert done.returncode == 0, done.stderr
+    ladder = json.loads(done.stdout.splitlines()[-1])["ladder"]
+    assert [rung["name"] for rung in ladder] == ["frozen", "student"]
+
+    (distilled,) = _flow_runs(local)[before:]
+    assert distilled["state"]["type"] == "COMPLETED", distilled["state"]
+    assert "student: 3 of 3 epochs" in local.artifacts(distilled["id"])["fine-tune-epochs"]
+    (teacher,) = distilled["parameters"]["request"]["distillation"]["teachers"]
+    brought = Path(worker.cwd()) / "packages" / teacher["digest"]
+    assert read(brought).digest == teacher["digest"]
+    client = MlflowClient(local.mlflow, local.mlflow)
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], "tags.`regraft.kind` = 'distill'")
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["regraft.teachers"] == teacher["digest"]
 
 
 def test_up__gpu_worker_is_started_once_where_one_is_asked_for(local: Local) -> None:

@@ -15,6 +15,7 @@ def main(data: str, name: str, file: str) -> None:
     from flows.tuning import start_finetune
     from tasks.data.task import audit_images, build_manifest, version_data
     from tasks.embedding.task import resolve_embedder
+    from tasks.finetune.request import FinetuneRequest
 
     @flow(name="tune", persist_result=False)
     def tune(data: str, name: str, params: Params) -> str:
@@ -22,7 +23,8 @@ def main(data: str, name: str, file: str) -> None:
         audit = audit_images(dataset, params.data)
         manifest = build_manifest(dataset, audit, params.data)
         (backbone,) = resolve_embedder(params.embedding).backbones
-        return start_finetune(name, dataset, manifest, backbone, params).model_dump_json()
+        request = FinetuneRequest.of(name, dataset, manifest, backbone, params)
+        return start_finetune(request).model_dump_json()
 
     params = Params.model_validate_json(Path(file).read_bytes())
     print(tune(data, name, params))

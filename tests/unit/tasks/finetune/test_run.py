@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tasks.embedding.source import named
@@ -335,8 +336,13 @@ def test_main__status(some: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ends(DataError("a.jpg: bad")) == 1
     assert json.loads((spec.out / "error.json").read_text()) == {"kind": "DataError", "message": "a.jpg: bad"}
     assert ends(training.Preempted()) == PREEMPTED
-    with pytest.raises(KeyError):
-        ends(KeyError())
+    assert ends(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")) == 1
+    said = json.loads((spec.out / "error.json").read_text())
+    assert said["kind"] == "FinetuneError"
+    assert "does not hold the training beside its batches (CUDA out of memory. Tried to" in said["message"]
+    for error in (KeyError(), RuntimeError("shapes differ")):
+        with pytest.raises(type(error)):
+            ends(error)
 
 
 def test_process__two_of_them_train_as_one(some: Given, tmp_path: Path) -> None:

@@ -6,20 +6,26 @@ from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError
 from tasks.finetune import bring
 from tasks.finetune.progress import append
-from tasks.records import Backbone, Tuned
+from tasks.finetune.spec import Distillation
+from tasks.params import DataParams, DistillParams
+from tasks.records import Backbone, TeacherPackage, Tuned
 from tasks.registry import training_run
+from tasks.registry.package import read
 from tasks.registry.tracking import connect
 from tasks.registry.training_metrics import Metrics
 from tasks.registry.training_run import (
     fetch,
     fetch_backbone,
+    fetch_teacher,
     finish,
     give_up,
     is_finished,
     keep_backbone,
+    keep_teacher,
     start,
 )
 from tasks.settings import Settings
+from tests.unit.tasks.finetune import taught
 from tests.unit.tasks.registry.training import backbone_in, end_of, request_of, step, tuned_in
 
 
@@ -123,6 +129,54 @@ def test_backbone__travels_by_the_run(settings: Settings, backbone: Backbone, tm
     file = fetch_backbone(run, backbone, tmp_path, settings)
     assert file == tmp_path / f"{backbone.weights_digest}.safetensors"
     assert file_digest(file) == backbone.weights_digest
+
+
+def test_teacher__travels_by_the_run(settings: Settings, backbone: Backbone, tmp_path: Path) -> None:
+    package = taught.packaged(tmp_path / "here")
+    teacher = TeacherPackage(digest=package.digest, folder=str(package.folder), embedder=package.embedder)
+    run = start("wear", "taught", request_of(backbone, "taught"), settings)
+    assert fetch_teacher(run, teacher, settings) == teacher  # here it needs no run
+    away = teacher.model_copy(update={"folder": "/elsewhere"})
+    with pytest.raises(RegistryError, match="can't be downloaded"):
+        fetch_teacher(run, away, settings)
+
+    (package.folder / "model.json").rename(tmp_path / "model.json")  # it is killed before the last file
+    keep_teacher(run, teacher, settings)
+    with pytest.raises(RegistryError, match=r"model.json"):
+        fetch_teacher(run, away, settings)
+    (tmp_path / "model.json").rename(package.folder / "model.json")
+    for _ in range(2):
+        keep_teacher(run, teacher, settings)
+    brought = fetch_teacher(run, away, settings)
+
+    assert Path(brought.folder) == settings.root / "packages" / teacher.digest
+    assert read(Path(brought.folder)).digest == teacher.digest
+    assert all(Path(one.weights).is_relative_to(brought.folder) for one in brought.embedder.backbones)
+    assert fetch_teacher("no run", away, settings) == brought  # it is there
+
+
+def test_teacher__changed_package_is_refused(settings: Settings, backbone: Backbone, tmp_path: Path) -> None:
+    package = taught.packaged(tmp_path / "here", seed=1)
+    teacher = TeacherPackage(digest=package.digest, folder=str(package.folder), embedder=package.embedder)
+    run = start("wear", "changed teacher", request_of(backbone, "changed teacher"), settings)
+    keep_teacher(run, teacher, settings)
+    (stored,) = (settings.root / "mlflow").rglob(f"{run}/artifacts/teachers/*/backbone-0.safetensors")
+    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    with pytest.raises(RegistryError, match="was changed since"):
+        fetch_teacher(run, teacher.model_copy(update={"folder": "/elsewhere"}), settings)
+    assert not (settings.root / "packages" / teacher.digest).exists()
+
+
+def test_start__run_of_a_student_says_what_it_learns_from(
+    settings: Settings, backbone: Backbone, tmp_path: Path
+) -> None:
+    package = taught.packaged(tmp_path / "here")
+    teacher = TeacherPackage(digest=package.digest, folder=str(package.folder), embedder=package.embedder)
+    how = Distillation(params=DistillParams(temperature=3.0), data=DataParams(), teachers=(teacher,))
+    request = request_of(backbone, "student").model_copy(update={"distillation": how})
+    run = connect(settings).get_run(start("wear", "student", request, settings))
+    assert (run.data.tags["regraft.kind"], run.data.tags["regraft.teachers"]) == ("distill", package.digest)
+    assert run.data.params["distill.temperature"] == "3.0"
 
 
 def test_finish__without_mlflow_says_that_the_training_is_kept(
