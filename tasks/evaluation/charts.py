@@ -16,7 +16,7 @@ from tasks.params import LOWER_IS_BETTER
 from tasks.records import Baselines, Robustness
 
 _ROWS = {
-    "backbone": "this backbone",
+    "backbone": "frozen backbone",
     "random_weights": "its weights at random",
     "raw_pixels": "raw pixels",
     "majority": "majority class",

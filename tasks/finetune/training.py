@@ -323,7 +323,7 @@ class _Training:
             chosen=trained.chosen,
             validation=trained.score,
             trained=trainable.count,
-            parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
             steps=course.step,
             batch=-(-self._params.batch // (how.fitting.parts * self._processes.world)),
             accumulate=how.fitting.parts,

@@ -34,7 +34,7 @@ class Tuned(StageRecord):
     chosen: str  # which weights: last, best, average, interpolated 0.7, soup of 3
     validation: Number  # the metric of the chosen weights
     trained: int  # parameters that were trained
-    parameters: int
+    parameters: int  # of backbone and head
     steps: int
     batch: int  # in one pass of one process; smaller than asked for where memory was short
     accumulate: int

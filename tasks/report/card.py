@@ -18,6 +18,7 @@ from tasks.records import (
     Ladder,
     Manifest,
     Robustness,
+    Rung,
     Trial,
 )
 from tasks.report.climbed import brought, trained
@@ -65,7 +66,7 @@ def card(
         _use(manifest, head, ladder),
         _metrics(evaluation),
         _ladder(ladder),
-        _limits(evaluation, decision, findings, baselines, robustness, trial),
+        _limits(evaluation, decision, findings, baselines, robustness, trial, trained(ladder)),
         _data(manifest),
         _weakest(evaluation),
         _lineage(lineage),
@@ -155,6 +156,7 @@ def _limits(
     baselines: Baselines | None,
     robustness: Robustness | None,
     trial: Trial | None,
+    trained: Rung | None,
 ) -> str:
     lines = []
     if robustness is not None:
@@ -176,7 +178,9 @@ def _limits(
             )
     if baselines is not None and (told := hardly_helps(baselines)):
         lines.append(told)
-    if baselines is not None and baselines.doubled is not None:
+    if (
+        baselines is not None and baselines.doubled is not None and trained is None
+    ):  # they are of the frozen one
         more = f"{number(baselines.doubled.value)} ({bounds(baselines.doubled)})"
         lines.append(f"With twice the labels, {in_a_sentence(baselines.metric)} would be about {more}.")
     if trial is not None:

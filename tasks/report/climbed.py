@@ -48,7 +48,7 @@ def ladder(found: Ladder | None, tuned: Tuned | None, target: Target, out: Path)
     if drawn is not None:
         what = f"{metric_title(found.metric)} of each rung on the test images, by what the rung takes."
         parts.append(Picture(drawn, what, "Lines: intervals. The dashed line: the gate's floor.", wide=True))
-    parts.append(_taken(found))  # below the picture: beside the other table both would be too narrow
+    parts.append(_taken(found))
     if found.climb.trial:
         parts.append(_trial(found.climb))
     if tuned is not None and tuned.history:
@@ -109,14 +109,12 @@ def _taken(found: Ladder) -> Table:
     rows = [
         (
             Cell(_named(rung), note=rung.backbone),
-            Cell(duration(rung.seconds)),
-            Cell(number(rung.price, 2)),
-            Cell(f"{number(rung.size_mb, 1)}\u00a0MB"),
-            Cell(f"{number(rung.latency_ms, 1)}\u00a0ms"),
+            Cell(duration(rung.seconds), note=f"price {number(rung.price, 2)}"),
+            Cell(f"{number(rung.latency_ms, 1)}\u00a0ms", note=f"package {number(rung.size_mb, 1)}\u00a0MB"),
         )
         for rung in found.rungs
     ]
-    header = ("Rung", "Time", "Price", "Size", "Half of requests within")
+    header = ("Rung", "To make", "An answer")
     return Table(header, rows, title="What each takes")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from tasks.evaluation.evidence_report import hardly_helps
-from tasks.records import SPLITS, Baselines, Findings, Manifest, Rejected, Robustness, Trial
+from tasks.records import SPLITS, Baselines, Findings, Manifest, Rejected, Robustness, Rung, Trial
 from tasks.report import pictures
 from tasks.report.blocks import Cell, Part, Picture, Section, Table, Text
 from tasks.report.judged import measured
@@ -24,7 +24,7 @@ LISTED = 20  # set-aside samples, pairs of classes
 ROWS = 100  # classes
 NOT_MADE = "This was not looked at in this run."
 BASELINES = {
-    "backbone": ("This backbone", "the pretrained network that the model stands on"),
+    "backbone": ("This backbone, frozen", "the pretrained network with a head on its embeddings"),
     "random_weights": ("The same network, untrained", "the same architecture with random weights"),
     "raw_pixels": ("Pixels alone", "the image made small, no network"),
     "majority": ("Always the same answer", "the most frequent class, or the mean"),
@@ -37,8 +37,12 @@ SHEETS = (
 )
 
 
-def baselines(found: Baselines | None) -> Section:
-    """The model beside what it has to beat, and what more labels would bring."""
+def baselines(found: Baselines | None, trained: Rung | None) -> Section:
+    """The model beside what it has to beat, and what more labels would bring.
+
+    Args:
+        trained: the chosen rung, where it is above the frozen one, of which these numbers are.
+    """
     title, anchor = "What it gains over simpler answers", "baselines"
     if found is None:
         return Section(anchor, title, f"{NOT_MADE} It is switched on by evaluation.baseline_samples.", ())
@@ -68,7 +72,12 @@ def baselines(found: Baselines | None) -> Section:
             points.append((Cell("200\u00a0%", note="extrapolated"), Cell(""), measured(found.doubled)))
         header = ("Of the training images", "Images", metric_title(found.metric))
         parts.append(Table(header, points, title="With fewer or more labels"))
-    return Section(anchor, title, " ".join(_gains(found)), parts)
+    lead = _gains(found)
+    if trained is not None:
+        lead.append(
+            f"All of this is with the frozen backbone; what {trained.name} adds stands further below."
+        )
+    return Section(anchor, title, " ".join(lead), parts)
 
 
 def _curve(value: float, low: float, high: float) -> Cell:

@@ -84,7 +84,7 @@ def run(
         judged.calibration(evaluation, head),
         judged.classes(evaluation),
         judged.slices(evaluation, metric, out),
-        context.baselines(baselines),
+        context.baselines(baselines, climbed.trained(ladder)),
         climbed.ladder(ladder, tuned, manifest.target, out),
         context.robustness(robustness),
         context.speed(trial),

@@ -46,7 +46,10 @@ def test_ladder__has_a_row_for_each_rung(tmp_path: Path) -> None:
     assert [cell.text for cell in reached[0]] == ["frozen", "0.794", "0.784", "failed"]
     gate = reached[0][-1]
     assert (gate.tone, gate.note) == ("bad", "floor.balanced_accuracy")
-    assert [cell.text for cell in taken[0]] == ["frozen", "42 s", "0.01", "14.2\u00a0MB", "24.5\u00a0ms"]
+    assert [(cell.text, cell.note) for cell in taken[0][1:]] == [
+        ("42 s", "price 0.01"),
+        ("24.5\u00a0ms", "package 14.2\u00a0MB"),
+    ]
     assert taken[2][0].note == "timm:mobilenetv3_small_100"
 
 
@@ -99,6 +102,8 @@ def test_page__has_the_ladder_and_the_curves(tmp_path: Path, target: Target) -> 
     html = written(run_of(tmp_path, target), tmp_path / "out", ladder(), tuned())
     assert "ladder" in headings(html)
     assert "lp_ft is taken." in html.text
+    assert "All of this is with the frozen backbone; what lp_ft adds stands further below." in html.text
+    assert "With twice the labels" not in (tmp_path / "out" / "card.md").read_text()
     assert "here its weights were trained on this data too" in html.text
     assert "is not changed here" not in html.text
     assert "Learning curves: loss, validation and learning rate by epoch." in {
@@ -118,7 +123,10 @@ def test_page__a_ladder_that_was_not_climbed_leaves_the_backbone_frozen(tmp_path
     html = written(run_of(tmp_path), tmp_path / "out", found)
     assert "frozen is taken, the only rung." in html.text
     assert "is not changed here" in html.text
-    assert "a frozen backbone" in (tmp_path / "out" / "card.md").read_text()
+    assert "All of this is with the frozen backbone" not in html.text
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "a frozen backbone" in card
+    assert "With twice the labels" in card
 
 
 def test_page__text_of_the_ladder_does_nothing(tmp_path: Path) -> None:
