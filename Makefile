@@ -27,7 +27,7 @@ repro: env
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" dvc repro
 
 test: env
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --durations 30 --durations-min 5
 
 lint: env
 	$(VENV)/bin/ruff check .
