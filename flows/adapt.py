@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows import artifacts
+from flows.distilling import behind
 from flows.ladder import climb
 from flows.run import Run, model_name
 from flows.rung import FROZEN, Ground, judge
@@ -39,7 +40,7 @@ def adapt(
     dataset = version_data(data, params.data, rehash)
     audit = audit_images(dataset, params.data, rehash)
     embedder = resolve_embedder(params.embedding)
-    run = Run.of(name, params, dataset, audit, embedder)
+    run = Run.of(name, params, dataset, audit, embedder, behind(name, params))
 
     # The key names data, parameters, code and embedder: what was decided on them stays decided.
     finished = find_finished(run.name, run.key)

@@ -6,18 +6,20 @@ from pathlib import Path
 from flows.embedding import embed
 from flows.rung import Ground, Judged, judge
 from flows.tuning import start_finetune
-from tasks.embedding.source import embedder_of
+from tasks.embedding.source import embedder_of, file_digest
 from tasks.embedding.task import resolve_embedder
 from tasks.errors import FinetuneError
+from tasks.finetune import unlabelled
 from tasks.finetune.student import student_embedding, student_request
-from tasks.finetune.task import list_unlabelled
+from tasks.finetune.task import check_teacher, list_unlabelled
 from tasks.head.folds import check_validation
 from tasks.params import Params
 from tasks.records import Backbone, Teacher
-from tasks.registry.task import load_version
+from tasks.registry.task import current_champion, load_version
 
 STUDENT = "student"
 BEST = "best"
+CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Lesson:
     @property
     def of_best(self) -> bool:
         return None in self.teachers
+
+
+def behind(name: str, params: Params) -> tuple[str, ...]:
+    """Digests of what `distill` names by its place alone: the champion, further images, and weights."""
+    wished = params.distill
+    if not wished.student:
+        return ()
+    champion = current_champion(name) or "" if CHAMPION in wished.teachers else ""
+    folder, weights = Path(wished.unlabelled).expanduser(), Path(wished.weights).expanduser()
+    listed = unlabelled.listing(folder, params.data.follow_links) if wished.unlabelled else ""
+    return (champion, listed, file_digest(weights) if weights.is_file() else "")
 
 
 def prepare(ground: Ground) -> Lesson:
@@ -80,13 +93,14 @@ def learn(ground: Ground, frozen: Judged, best: Judged, lesson: Lesson) -> Judge
 def _version(ground: Ground, name: str) -> Teacher:
     """`champion` or the number of a version, with the test split as it sees it."""
     incumbent = ground.incumbent
-    if name != "champion":
+    if name != CHAMPION:
         version = load_version(ground.name, name)
     elif incumbent.champion is not None:
         version = incumbent.champion
     else:
         problem = incumbent.problem or "there is none yet"
         raise FinetuneError(f"distill.teachers: champion: {problem}; name {BEST}")
+    check_teacher(version.folder, version.package, ground.manifest)
     embeddings = embed(
         ground.manifest, ground.dataset, version.embedder, ground.params.data, ("test",), "embed for teacher"
     )

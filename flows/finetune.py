@@ -13,12 +13,12 @@ from flows.embedding import embed
 from flows.gpu_pool import LIMIT
 from flows.runner import task_runner
 from flows.training_shown import TrainingShown
-from tasks.data.task import audit_images, build_manifest
+from tasks.data.task import audit_images, build_manifest, sample_manifest
 from tasks.embedding.source import embedder_of
 from tasks.errors import RegraftError, StackError
 from tasks.finetune import bring
 from tasks.finetune.request import FinetuneRequest
-from tasks.finetune.task import bring_dataset, find_backbone, progress_file, tune
+from tasks.finetune.task import bring_dataset, clear_checkpoints, find_backbone, progress_file, tune
 from tasks.head.folds import check_folds
 from tasks.head.task import train_head
 from tasks.params import HeadParams
@@ -33,6 +33,7 @@ from tasks.registry.task import (
 from tasks.settings import Settings
 
 _LEASE_S = 60.0  # a worker that died holds its slot for so long
+_PART = {"distill": ", student", "trial": ", trial"}
 _FRESH_HEAD = ("full", "scratch")  # methods that begin with a new head
 # Neighbours or a hidden layer can't be the last layer of a network.
 _LINEAR: dict[Target, Kind] = {"class": "logistic", "labels": "multilabel", "number": "ridge"}
@@ -49,6 +50,8 @@ def finetune(request: FinetuneRequest) -> Tuned:
         dataset = bring_dataset(request.dvc_file)
         audit = audit_images(dataset, request.data)
         manifest = build_manifest(dataset, audit, request.data)
+        if request.take is not None:
+            manifest = sample_manifest(manifest, request.take, request.finetune.seed)
         # Trained on other samples, the weights would be judged on some that they have seen.
         bring.check(manifest, request.manifest)
         found = find_backbone(request.backbone)
@@ -57,7 +60,7 @@ def finetune(request: FinetuneRequest) -> Tuned:
         if distillation is not None:
             distillation = fetch_teachers(distillation, request.run_id)
 
-        name = request.name if distillation is None else f"{request.name}, student"
+        name = request.name + _PART.get(request.kind, "")
         progress, shown = progress_file(Settings(), request.key), TrainingShown(name)
         with _slot(), sending_metrics(request.run_id, progress):
             head = starting_head(manifest, dataset, backbone, request)
@@ -78,6 +81,7 @@ def finetune(request: FinetuneRequest) -> Tuned:
         raise
     # The training is kept whatever happens here; a rerun sends it.
     close_training_run(request.run_id, tuned, progress)
+    clear_checkpoints(request.key)
     return tuned
 
 

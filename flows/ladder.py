@@ -9,7 +9,7 @@ from flows.rung import Ground, Judged, judge, trained
 from flows.trial import plan
 from flows.tuning import start_finetune
 from tasks.embedding.source import embedder_of
-from tasks.errors import FinetuneError, StackError
+from tasks.errors import RegraftError
 from tasks.evaluation.task import choose_rung, draw_ladder
 from tasks.finetune.request import FinetuneRequest
 from tasks.params import Params
@@ -37,7 +37,7 @@ def climb(ground: Ground, frozen: Judged) -> Climbed:
     if climb.climb:
         try:
             rungs.append(_tuned(ground, frozen, params))
-        except (FinetuneError, StackError) as error:
+        except RegraftError as error:
             # Nobody asked for it, and there is a model that is good enough without.
             if params.finetune.when == "always" or not frozen.decision.passed:
                 raise

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -45,8 +46,21 @@ class Run:
     embedder: Embedder
 
     @classmethod
-    def of(cls, name: str, params: Params, dataset: DatasetVersion, audit: Audit, embedder: Embedder) -> Self:
-        key = digest_of(name, dataset.identity, audit.digest, params, code_digest(), embedder.digest)
+    def of(
+        cls,
+        name: str,
+        params: Params,
+        dataset: DatasetVersion,
+        audit: Audit,
+        embedder: Embedder,
+        further: Sequence[str] = (),
+    ) -> Self:
+        """
+        Args:
+            further: digests of what the parameters name by its place.
+        """
+        what = (name, dataset.identity, audit.digest, params, code_digest(), embedder.digest)
+        key = digest_of(*what, *further)
         return cls(name, key, params, dataset, embedder)
 
     def result(

@@ -177,6 +177,10 @@ def _up(settings: Settings, params: Params, before: Stack) -> Stack:
         ensure("worker", _worker(worker), {"MLFLOW_TRACKING_URI": settings.mlflow_url})
         _wait_for(stack, "worker", lambda: _is_online(stack.prefect, POOL, worker), settings)
     _limit_trainings(stack.prefect, settings.gpu_workers)
+    there = [one.name for one in stack.processes if one.name.startswith(gpu_pool.WORKER)]
+    if settings.gpu_workers and there and len(there) != settings.gpu_workers:  # whose GPUs follow from it
+        _end(settings, there)
+        keep({"processes": tuple(one for one in stack.processes if one.name not in there)})
     for number in range(settings.gpu_workers):
         name = f"{gpu_pool.WORKER}-{number}"
         if not stack.runs(name):
@@ -274,12 +278,13 @@ def _wait(name: str, running: Callable[[], bool], ready: Callable[[], bool], set
 
 
 def _limit_trainings(prefect: str, workers: int) -> None:
-    """As many at once as there are local workers; at least one, and a limit that is there stays where
-    no local worker is asked for."""
+    """As many at once as there are local workers, and at least one; a limit that is there is only raised,
+    since others may have workers too."""
     limits = f"{prefect}/api/v2/concurrency_limits/"
-    if ask("GET", f"{limits}{gpu_pool.LIMIT}", missing=True) is None:
+    known = ask("GET", f"{limits}{gpu_pool.LIMIT}", missing=True)
+    if known is None:
         ask("POST", limits, {"name": gpu_pool.LIMIT, "limit": max(1, workers)})
-    elif workers:
+    elif workers > known["limit"]:
         ask("PATCH", f"{limits}{gpu_pool.LIMIT}", {"limit": workers})
 
 

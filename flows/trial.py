@@ -5,18 +5,17 @@ from pathlib import Path
 
 from flows import artifacts
 from flows.embedding import embed
-from flows.finetune import starting_head
 from flows.rung import Ground, Judged, trained
+from flows.tuning import start_finetune
 from tasks.data import units
 from tasks.data.task import sample_manifest
 from tasks.embedding.source import embedder_of
-from tasks.errors import DataError, FinetuneError
+from tasks.errors import RegraftError
 from tasks.evaluation.task import choose_rung, expect_gain
 from tasks.finetune.bring import with_weights
 from tasks.finetune.climb import Expected, expected_seconds, plan_climb, trial_needed
 from tasks.finetune.halving import Halved, candidates, halve, settled
 from tasks.finetune.request import FinetuneRequest
-from tasks.finetune.task import tune
 from tasks.head.task import train_head
 from tasks.params import FinetuneParams, Params
 from tasks.records import Climb, Embedder, Embeddings, Head, Split, Tuned
@@ -39,7 +38,7 @@ def plan(ground: Ground, frozen: Judged) -> tuple[Climb, Params]:
         try:
             expected, halved = _tried(ground, frozen)
             params = params.model_copy(update={"finetune": settled(params.finetune, halved.best)})
-        except (DataError, FinetuneError) as error:  # what is there is good enough without it
+        except RegraftError as error:  # what is there is good enough without it
             untried = str(error)
     reached = None
     if validation:
@@ -74,11 +73,8 @@ def _tried(ground: Ground, frozen: Judged) -> tuple[Expected, Halved]:
         return seen, train_head.with_options(name=f"train head {name}")(sample, seen, params.head)
 
     def train(candidate: FinetuneParams) -> Tuned:
-        request = FinetuneRequest.of(
-            ground.name, dataset, sample, backbone, params.model_copy(update={"finetune": candidate})
-        )
-        head = starting_head(sample, dataset, backbone, request)
-        return tune(sample, dataset, backbone, head, candidate, request.key, params.data.max_pixels)
+        wished = params.model_copy(update={"finetune": candidate})
+        return start_finetune(FinetuneRequest.of(ground.name, dataset, sample, backbone, wished, take))
 
     halved = halve(candidates(params.finetune, _EPOCHS), train, _ROUNDS)
     gain = expect_gain(

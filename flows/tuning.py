@@ -50,7 +50,7 @@ def start_finetune(request: FinetuneRequest) -> Tuned:
     if is_trained(request.run_id):
         return tuned_here(settings, request.key) or fetch_tuned(request.run_id)
     # What was trained here, and could not be sent, goes through the flow here.
-    if tuned_here(settings, request.key) is None and _can_travel(request) and _is_manned(settings):
+    if tuned_here(settings, request.key) is None and _is_manned(settings) and _can_travel(request):
         keep_backbone(request.run_id, request.backbone)
         if request.distillation is not None:
             keep_teachers(request.run_id, request.distillation)
@@ -61,8 +61,14 @@ def start_finetune(request: FinetuneRequest) -> Tuned:
 
 
 def _can_travel(request: FinetuneRequest) -> bool:
-    """Further images lie in a folder of this machine."""
-    return request.distillation is None or not request.distillation.params.unlabelled
+    if request.distillation is None or not request.distillation.params.unlabelled:
+        return True
+    log.warning(
+        "distill.unlabelled: %s: lies on this machine, so the student is trained here, not by workers of %s",
+        request.distillation.params.unlabelled,
+        POOL,
+    )
+    return False
 
 
 def _is_manned(settings: Settings) -> bool:

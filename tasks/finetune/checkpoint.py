@@ -140,16 +140,20 @@ class _DamagedError(Exception):
 
 @contextmanager
 def _explained(place: str) -> Iterator[None]:
-    with s3.explained(place, FinetuneError):
-        try:
+    try:
+        with s3.explained(place, FinetuneError):
             yield
-        except OSError as error:
-            reason = error.strerror or error
-        except SafetensorError as error:  # what it makes of a full disk
-            reason = str(error)
-        else:
-            return
-        raise FinetuneError(f"{place}: checkpoints can't be written or read there ({reason})")
+    except FinetuneError as error:
+        raise FinetuneError(f"{error}; mend that and run again") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except SafetensorError as error:  # what it makes of a full disk
+        reason = str(error)
+    else:
+        return
+    raise FinetuneError(
+        f"{place}: checkpoints can't be written or read there ({reason}); mend that and run again"
+    )
 
 
 def _name(step: int) -> str:

@@ -31,9 +31,9 @@ def candidates(params: FinetuneParams, epochs: int) -> tuple[FinetuneParams, ...
         epochs: of the first round.
     """
     rates = [rate for rate in (params.learning_rate * factor for factor in FACTORS) if rate <= GREATEST_RATE]
-    found = [params.model_copy(update={"learning_rate": rate, "epochs": epochs}) for rate in rates]
+    found = [params.changed(learning_rate=rate, epochs=epochs) for rate in rates]
     if params.method != "last_blocks":
-        found.append(params.model_copy(update={"method": "last_blocks", "epochs": epochs}))
+        found.append(params.changed(method="last_blocks", epochs=epochs))
     return tuple(found)
 
 
@@ -62,7 +62,7 @@ def halve(some: Sequence[FinetuneParams], train: Train, rounds: int) -> Halved:
     for at in range(rounds):
         of_round: list[tuple[FinetuneParams, Tuned]] = []
         for candidate in alive:
-            longer = candidate.model_copy(update={"epochs": candidate.epochs * 2**at})
+            longer = candidate.changed(epochs=candidate.epochs * 2**at)
             try:
                 tuned = train(longer)
             except FinetuneError as error:
@@ -77,7 +77,7 @@ def halve(some: Sequence[FinetuneParams], train: Train, rounds: int) -> Halved:
             break
         of_round.sort(key=_rank)
         candidate, tuned = of_round[0]
-        best = (candidate.model_copy(update={"epochs": candidate.epochs * 2**at}), tuned)
+        best = (candidate.changed(epochs=candidate.epochs * 2**at), tuned)
         alive = [candidate for candidate, _ in of_round[: math.ceil(len(of_round) / 2)]]
     assert best is not None
     return Halved(tuple(points), *best)
@@ -85,7 +85,7 @@ def halve(some: Sequence[FinetuneParams], train: Train, rounds: int) -> Halved:
 
 def settled(params: FinetuneParams, best: FinetuneParams) -> FinetuneParams:
     """The wished parameters with the method and the learning rate that the trial found best."""
-    return params.model_copy(update={"method": best.method, "learning_rate": best.learning_rate})
+    return params.changed(method=best.method, learning_rate=best.learning_rate)
 
 
 def _point(params: FinetuneParams, validation: float, loss: float) -> TrialPoint:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.embedding.source import decoding
 from tasks.finetune.spec import Distillation
 from tasks.params import DataParams, FinetuneParams, HeadParams, Params
-from tasks.records import Backbone, DatasetVersion, Manifest
+from tasks.records import Backbone, DatasetVersion, Manifest, Split
 from tasks.stage import stage_key
 
 # Say whether to climb, what it costs and how often it is saved: they change no weight.
@@ -27,6 +27,7 @@ class FinetuneRequest(BaseModel):
     dvc_file: str = Field(description="Text of the version's data.dvc.")
     data: DataParams = Field(description="With which the version was audited and split.")
     manifest: str = Field(description="Digest of the manifest that they give.")
+    take: dict[Split, int] | None = Field(None, description="Of a trial: so many of each split, no others.")
     backbone: Backbone = Field(description="That is tuned.")
     head: HeadParams = Field(description="Of the head that training starts from.")
     finetune: FinetuneParams = Field(description="How.")
@@ -34,14 +35,31 @@ class FinetuneRequest(BaseModel):
     run_id: str = Field("", description="MLflow run of the training.")
 
     @property
+    def kind(self) -> str:
+        """What it is to the registry: finetune, trial or distill."""
+        if self.distillation is not None:
+            return "distill"
+        return "finetune" if self.take is None else "trial"
+
+    @property
     def max_pixels(self) -> int:
         return self.data.max_pixels
 
     @classmethod
     def of(
-        cls, name: str, dataset: DatasetVersion, manifest: Manifest, backbone: Backbone, params: Params
+        cls,
+        name: str,
+        dataset: DatasetVersion,
+        manifest: Manifest,
+        backbone: Backbone,
+        params: Params,
+        take: dict[Split, int] | None = None,
     ) -> Self:
-        """The request for `params.finetune` on this data."""
+        """The request for `params.finetune` on this data.
+
+        Args:
+            take: of a trial: how `manifest` was drawn from that of all samples, by the seed of `finetune`.
+        """
         key = stage_key(
             "finetune",
             manifest.digest,
@@ -60,6 +78,7 @@ class FinetuneRequest(BaseModel):
             dvc_file=dataset.dvc_file.read_text(encoding="utf-8"),
             data=params.data,
             manifest=manifest.digest,
+            take=take,
             backbone=backbone,
             head=params.head,
             finetune=params.finetune,

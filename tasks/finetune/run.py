@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import tasks.errors
@@ -143,9 +144,16 @@ def _reason(status: int, spec: Spec, log: Path) -> RegraftError:
         return kind(told["message"])
     except (OSError, ValueError, KeyError, AttributeError):
         pass
-    last = log.read_text(errors="replace")[-_TOLD:].strip().splitlines()[-1:]
+    said = log.read_text(errors="replace")
+    last = said[-_TOLD:].strip().splitlines()[-1:]
     how = f"by signal {-status}" if status < 0 else f"with status {status}"
+    kept = ""
+    with suppress(OSError):  # the folder of this attempt goes
+        file = spec.state / "finetune" / f"{spec.key}.log"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(said)
+        kept = f"; all that it said is in {file}"
     return FinetuneError(
-        f"the training process ended {how} ({' '.join(last) or 'it said nothing'}); run again to carry on"
-        " from its last checkpoint"
+        f"the training process ended {how} ({' '.join(last) or 'it said nothing'}){kept}; run again to carry"
+        " on from its last checkpoint"
     )

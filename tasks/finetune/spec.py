@@ -17,6 +17,7 @@ class Distillation(BaseModel):
     params: DistillParams
     data: DataParams  # of further images
     teachers: tuple[TeacherPackage, ...]
+    unlabelled: str = ""  # digest of the further images
 
 
 class Spec(BaseModel):

@@ -15,18 +15,16 @@ _JUDGED_BY = {"margin", "min_speedup", "max_size"}  # of `distill`: they change 
 def student_params(params: Params) -> FinetuneParams:
     """All layers from the weights that `distill.weights` names, with a new head."""
     wished = params.distill
-    return params.finetune.model_copy(
-        update={
-            "method": "full",
-            "epochs": wished.epochs,
-            "learning_rate": wished.learning_rate,
-            "augment": tuple(name for name in params.finetune.augment if name not in MIXES),
-            "batch_norm": "trained",
-            "balance": "none",
-            "cached_views": 0,
-            "interpolate": False,
-            "label_smoothing": 0.0,
-        }
+    return params.finetune.changed(
+        method="full",
+        epochs=wished.epochs,
+        learning_rate=wished.learning_rate,
+        augment=tuple(name for name in params.finetune.augment if name not in MIXES),
+        batch_norm="trained",
+        balance="none",
+        cached_views=0,
+        interpolate=False,
+        label_smoothing=0.0,
     )
 
 
@@ -53,10 +51,12 @@ def student_request(
         unlabelled: digest of the further images.
     """
     how = student_params(params)
-    distillation = Distillation(params=params.distill, data=params.data, teachers=tuple(teachers))
+    distillation = Distillation(
+        params=params.distill, data=params.data, teachers=tuple(teachers), unlabelled=unlabelled
+    )
     return FinetuneRequest(
         name=name,
-        key=_key(manifest, student, distillation, how, unlabelled),
+        key=_key(manifest, student, distillation, how),
         dvc_file=dataset.dvc_file.read_text(encoding="utf-8"),
         data=params.data,
         manifest=manifest.digest,
@@ -72,7 +72,6 @@ def _key(
     student: Backbone,
     how: Distillation,
     params: FinetuneParams,
-    unlabelled: str,
 ) -> str:
     """Names a student's training by all that determines its weights."""
     wished = how.params.model_dump(mode="json", exclude={*_JUDGED_BY, "unlabelled"})
@@ -84,5 +83,5 @@ def _key(
         DistillParams.model_validate(wished),
         effective(params),
         how.data.max_pixels,
-        unlabelled,
+        how.unlabelled,
     )

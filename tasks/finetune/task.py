@@ -46,6 +46,16 @@ def list_unlabelled(folder: str, manifest: Manifest, params: DataParams) -> str:
     return unlabelled.find(Path(folder), manifest, params, Settings().root).digest
 
 
+@task(name="check teacher", **options())
+def check_teacher(folder: str, digest: str, manifest: Manifest) -> None:
+    """Raises FinetuneError where the package in `folder` can't teach the classes of the manifest."""
+    from tasks.finetune.teacher import columns
+    from tasks.head import fitted
+
+    classes = () if manifest.target == "number" else manifest.classes
+    columns(fitted.load(Path(folder)), classes, manifest.target, digest)
+
+
 # Its result is found by its folder; `watch` is no part of that.
 @task(name="fine-tune", **options())
 def tune(
@@ -66,7 +76,6 @@ def tune(
         watch: told of progress; whatever it raises, training goes on.
     """
     from tasks.finetune import run  # torch
-    from tasks.finetune.checkpoint import Checkpoints, checkpoints_place
 
     settings = Settings()
     journal = progress_file(settings, key)
@@ -101,12 +110,19 @@ def tune(
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "-")
     with locked(settings.root / "locks" / f"training-{devices}.lock"):
         tuned = bring.placed(build_once(tuned_folder(settings, key), Tuned, build))
-    try:
-        Checkpoints(checkpoints_place(settings, key), params.keep, settings).clear()
-    except FinetuneError as error:  # they are no longer needed
-        log.warning("%s", error)
     tidy(settings.root)
     return tuned
+
+
+def clear_checkpoints(key: str) -> None:
+    """Removes those of a training whose result MLflow has: until then another machine may need them."""
+    from tasks.finetune.checkpoint import Checkpoints, checkpoints_place  # torch
+
+    settings = Settings()
+    try:
+        Checkpoints(checkpoints_place(settings, key), 1, settings).clear()
+    except FinetuneError as error:  # they are no longer needed
+        log.warning("%s", error)
 
 
 def tuned_here(settings: Settings, key: str) -> Tuned | None:

@@ -66,7 +66,7 @@ class Teacher:
         if not packages:
             raise FinetuneError("distill.teachers: names no package; name best, champion or a version")
         self.packages, self.classes, self.target = tuple(packages), tuple(classes), target
-        self._columns = [_columns(one, self.classes, target) for one in self.packages]
+        self._columns = [columns(one.head, self.classes, target, one.digest) for one in self.packages]
         self.digest = digest_of("teacher", VERSION, decoding(), [one.digest for one in packages], classes)
 
     @property
@@ -156,19 +156,25 @@ def single(augment: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
     return tuple(name for name in augment if name not in MIXES)
 
 
-def _columns(package: Packaged, classes: Sequence[str], target: Target) -> list[int]:
-    """Where a teacher has the student's classes."""
-    head = package.head
+def columns(head: FittedHead, classes: Sequence[str], target: Target, digest: str) -> list[int]:
+    """Where a teacher has the student's classes.
+
+    Args:
+        digest: of its package.
+
+    Raises:
+        FinetuneError: it answers another kind of question, or lacks a class.
+    """
     if head.target != target:
         raise FinetuneError(
-            f"distill.teachers: package {package.digest[:12]} answers with a {head.target}, the data has a"
+            f"distill.teachers: package {digest[:12]} answers with a {head.target}, the data has a"
             f" {target}; name another teacher"
         )
     lacking = [name for name in classes if name not in head.classes]
     if lacking:
         more = f" and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
         raise FinetuneError(
-            f"distill.teachers: package {package.digest[:12]} does not know {', '.join(lacking[:3])}{more};"
+            f"distill.teachers: package {digest[:12]} does not know {', '.join(lacking[:3])}{more};"
             " a student would learn that it never occurs: name a teacher that does"
         )
     return [head.classes.index(name) for name in classes]

@@ -152,7 +152,7 @@ class _Loop:
                 lr = self._learning_rate(course.step - 1)
                 how.report(rate.progress(epoch, course.step, course.loss, lr))
             if how.processes.any(how.stop.wanted):
-                self._save()
+                self._try_to_save()
                 raise Preempted
             if how.processes.any(now - saved > self._params.checkpoint_s):
                 saved = now

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks import records
 from tasks.data.stack import split_path
+from tasks.embedding.forward import TorchForward
 from tasks.embedding.sample import Sample
 from tasks.errors import DataError
 from tasks.finetune import losses, unlabelled
@@ -55,6 +56,16 @@ class _Asked:
     def __init__(self, record: records.TeacherPackage) -> None:
         self.digest, self.embedder = record.digest, record.embedder
         self.head = fitted.load(Path(record.folder))
+
+
+@contextmanager
+def _tensor_float_restored() -> Iterator[None]:
+    """Embedding in float32 switches TensorFloat-32 off for the whole process."""
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,10 @@ class _Training:
         if how is None or not how.params.unlabelled:
             return ()
         found = unlabelled.find(Path(how.params.unlabelled), self._spec.manifest, how.data, self._spec.state)
+        if found.digest != how.unlabelled:
+            raise DataError(
+                f"distill.unlabelled: {how.params.unlabelled}: was changed since it was listed; run again"
+            )
         return found.samples
 
     def _model(self) -> Tunable:
@@ -203,11 +218,8 @@ class _Training:
             digests=digests,
             precision=self._precision,
         )
-        for rank in range(processes.world):  # the first fills it, the others find it filled
-            if rank == processes.rank:
-                with self._preparing(_VIEWS) as told:
-                    cached.fill(images, views, told)
-            processes.barrier()
+        with self._preparing(_VIEWS) as told:  # the first process fills it, the others find it filled
+            cached.fill(images, views, told)
         return Prefixed(batches, cached), suffix
 
     def _objective(self, model: Tunable) -> Objective:
@@ -224,7 +236,8 @@ class _Training:
         """What the teachers say of the same views. The first process asks them, the others find it."""
         spec, params = self._spec, self._params
         teacher = Teacher([_Asked(one) for one in how.teachers], spec.manifest.classes, self._target)
-        with self._preparing(_ANSWERS) as told:
+        gpus = [self._device] if self._device.type == "cuda" else []
+        with self._preparing(_ANSWERS) as told, _tensor_float_restored():
             answers = teacher.answers(
                 self._samples,
                 params.augment,
@@ -233,6 +246,7 @@ class _Training:
                 features=how.params.features > 0,
                 max_pixels=spec.max_pixels,
                 state=spec.state,
+                route=lambda backbone: TorchForward(backbone, gpus),
                 progress=told,
             )
         return distillation(

@@ -69,6 +69,15 @@ def find(folder: Path, manifest: Manifest, params: DataParams, state: Path) -> U
     return made
 
 
+def listing(folder: Path, follow: bool) -> str:
+    """Digest of names, sizes and times of the files below `folder`, none of which is read; empty: there is
+    no such folder."""
+    if not folder.is_dir():
+        return ""
+    files, _ = _listed(folder.resolve(), follow)
+    return digest_of("listing", *(files[name].to_pylist() for name in files.column_names))
+
+
 def _check(folder: Path, made: Unlabelled, limit: float) -> None:
     bad, fraction = made.quarantined, made.quarantined_fraction
     if fraction > limit:

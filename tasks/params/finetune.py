@@ -103,6 +103,12 @@ class FinetuneParams(Section):
     checkpoint_s: float = Field(60.0, ge=1, description="Seconds between two checkpoints.")
     seed: int = Field(0, ge=0, description="Of the order, the augmentation and new weights.")
 
+    def changed(self, **values: object) -> Self:
+        """With other values; a soup is of as many epochs as there are."""
+        made = self.model_dump() | values
+        soup = min(made["soup"], made["epochs"])
+        return self.model_validate({**made, "soup": soup if soup > 1 else 0})
+
     @model_validator(mode="after")
     def _each_counts(self) -> Self:
         if len(set(self.augment)) < len(self.augment):

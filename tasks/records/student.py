@@ -1,6 +1,6 @@
 """Records of a student: how it does beside its teacher."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.records.embedding import Embedder, Embeddings
 from tasks.records.record import Number, StageRecord
@@ -11,7 +11,7 @@ class TeacherPackage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    digest: str  # of the package
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the package; it becomes part of paths
     folder: str  # of the package
     embedder: Embedder
 

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from tasks.embedding.source import file_digest
 from tasks.errors import RegistryError, public
 from tasks.finetune.request import FinetuneRequest
+from tasks.lock import locked
 from tasks.records import Backbone, TeacherPackage, Tuned
 from tasks.registry.names import check_name
 from tasks.registry.package import DESCRIPTION, read
@@ -53,7 +54,7 @@ def start(name: str, key: str, request: FinetuneRequest, settings: Settings) -> 
         run = (
             found[0]
             if found
-            else client.create_run(place, tags=_tags(key, request), run_name=f"{_kind(request)}-{key[:8]}")
+            else client.create_run(place, tags=_tags(key, request), run_name=f"{request.kind}-{key[:8]}")
         )
         given = {name: value for name, value in _params(request).items() if name not in run.data.params}
         for param, value in given.items():
@@ -64,8 +65,16 @@ def start(name: str, key: str, request: FinetuneRequest, settings: Settings) -> 
 
 
 def is_finished(run_id: str, settings: Settings) -> bool:
-    """Whether the run has its trained weights."""
-    return _is_finished(connect(settings).get_run(run_id))
+    """Whether the run has its trained weights.
+
+    Raises:
+        RegistryError: MLflow does not answer, or has no such run.
+    """
+    try:
+        return _is_finished(connect(settings).get_run(run_id))
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RegistryError(f"MLflow run {run_id}: can't be looked up ({reason}); run again") from None
 
 
 def keep_backbone(run_id: str, backbone: Backbone, settings: Settings) -> None:
@@ -123,16 +132,19 @@ def fetch_teacher(run_id: str, teacher: TeacherPackage, settings: Settings) -> T
     for folder in (Path(teacher.folder), store / teacher.digest):
         with suppress(RegistryError):
             return _proved(folder, teacher.digest)
-    store.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".fetch-", dir=store))
-    try:
-        found = _download(connect(settings), run_id, f"{TEACHERS}/{teacher.digest}", made)
-        _proved(found, teacher.digest)
-        shutil.rmtree(store / teacher.digest, ignore_errors=True)
-        found.rename(store / teacher.digest)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return _proved(store / teacher.digest, teacher.digest)
+    with locked(settings.root / "locks" / f"package-{teacher.digest}.lock"):
+        with suppress(RegistryError):  # whoever waited finds it
+            return _proved(store / teacher.digest, teacher.digest)
+        store.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".fetch-", dir=store))
+        try:
+            found = _download(connect(settings), run_id, f"{TEACHERS}/{teacher.digest}", made)
+            _proved(found, teacher.digest)
+            shutil.rmtree(store / teacher.digest, ignore_errors=True)
+            found.rename(store / teacher.digest)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return _proved(store / teacher.digest, teacher.digest)
 
 
 def finish(run_id: str, tuned: Tuned, progress: Path, settings: Settings, wait_s: float = WAIT_S) -> None:
@@ -208,7 +220,7 @@ def _tags(key: str, request: FinetuneRequest) -> dict[str, str]:
     taught = request.distillation
     return {
         KEY: key,
-        KIND: _kind(request),
+        KIND: request.kind,
         **({} if taught is None else {"regraft.teachers": ", ".join(one.digest for one in taught.teachers)}),
         "regraft.manifest": request.manifest,
         "regraft.backbone": request.backbone.name,
@@ -216,10 +228,6 @@ def _tags(key: str, request: FinetuneRequest) -> dict[str, str]:
         "mlflow.source.name": "regraft finetune",
         "mlflow.source.type": "JOB",
     }
-
-
-def _kind(request: FinetuneRequest) -> str:
-    return "finetune" if request.distillation is None else "distill"
 
 
 def _params(request: FinetuneRequest) -> dict[str, str]:

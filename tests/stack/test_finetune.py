@@ -315,5 +315,12 @@ def test_up__gpu_worker_is_started_once_where_one_is_asked_for(local: Local) -> 
     assert [one["name"] for one in json.loads(first.stdout)["processes"]][-1] == "gpu-worker-0"
     workers = local.api("work_pools/adapt-gpu/workers/filter", {})
     assert any(w["name"].startswith("gpu-worker-0-") and w["status"] == "ONLINE" for w in workers)
-    assert background.end(f"{local.state}:gpu-worker-0")
-    assert "gpu-worker-0" not in local.up()
+
+    # With another number of them each has other GPUs.
+    two = json.loads(regraft(["up", "--json"], local.env | {"REGRAFT_GPU_WORKERS": "2"}).stdout)["processes"]
+    assert [one["name"] for one in two][-2:] == ["gpu-worker-0", "gpu-worker-1"]
+    assert two[-2] != json.loads(first.stdout)["processes"][-1]
+    assert local.api(f"v2/concurrency_limits/{LIMIT}")["limit"] == 2
+    for name in ("gpu-worker-0", "gpu-worker-1"):
+        assert background.end(f"{local.state}:{name}")
+    assert not any(name.startswith("gpu-worker") for name in local.up())

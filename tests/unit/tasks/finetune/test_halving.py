@@ -54,6 +54,13 @@ def test_candidates__are_three_rates_and_last_blocks() -> None:
         assert FinetuneParams.model_validate(one.model_dump()) == one
 
 
+def test_candidates__soup_is_of_no_more_epochs_than_there_are() -> None:
+    wished = FULL.changed(soup=3, epochs=9)
+    assert [one.soup for one in candidates(wished, epochs=2)] == [2] * 4
+    assert {one.soup for one in candidates(wished, epochs=1)} == {0}
+    assert settled(wished, candidates(wished, epochs=2)[-1]) == wished.changed(method="last_blocks")
+
+
 def test_candidates__none_comes_twice() -> None:
     wished = FinetuneParams(method="last_blocks", cached_views=4, epochs=10)
     found = candidates(wished, epochs=1)

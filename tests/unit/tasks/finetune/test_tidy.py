@@ -32,6 +32,16 @@ def test_tidy__keeps_the_newest_answers_of_teachers(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {str(age) for age in range(TEACHERS)}
 
 
+def test_tidy__what_was_on_its_way_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name in (".checkpoint-old", ".checkpoint-new", "packages/.fetch-old", "packages/whole"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".checkpoint-old", "packages/.fetch-old"):
+        made(tmp_path / name, 0)
+    tidy(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {".checkpoint-new", "packages", "packages/whole"}
+
+
 def test_tidy__nothing_there_is_nothing_to_do(tmp_path: Path) -> None:
     tidy(tmp_path)
     assert list(tmp_path.iterdir()) == []

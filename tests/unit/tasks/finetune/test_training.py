@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tasks.embedding.source import file_digest
 from tasks.errors import DataError
-from tasks.finetune import training
+from tasks.finetune import training, unlabelled
 from tasks.finetune.batches import Batch
 from tasks.finetune.prefix import CachedPrefix
 from tasks.finetune.progress import follow
@@ -299,7 +299,8 @@ def test_run__student_learns_what_its_teacher_says(
         given.write(tmp_path / "more" / f"{number}.png", number % 3, 100 + number)
     given.write(tmp_path / "more" / "known.png", 0, 0)  # of the dataset
     how = distillation(teacher, unlabelled=str(tmp_path / "more"))
-    spec = given.spec(tmp_path, manifest, backbone, how, **DISTILLED)
+    known = unlabelled.find(tmp_path / "more", manifest, how.data, tmp_path).digest
+    spec = given.spec(tmp_path, manifest, backbone, how.model_copy(update={"unlabelled": known}), **DISTILLED)
     seen = Seen(monkeypatch)
     made = trained(spec)
     assert made.steps == 5 * math.ceil((24 + 6) / 8)
@@ -311,6 +312,18 @@ def test_run__student_learns_what_its_teacher_says(
     assert views == [[epoch % 2] for epoch in range(5) for _ in range(4)]
     assert made.history[-1].loss < 0.75 * made.history[0].loss
     assert made.cached_s == 0
+
+
+def test_run__further_images_that_changed_are_refused(
+    tmp_path: Path, manifest: Manifest, backbone: Backbone, teacher: Teacher
+) -> None:
+    given.write(tmp_path / "more" / "one.png", 0, 100)
+    how = distillation(teacher, unlabelled=str(tmp_path / "more"))
+    known = unlabelled.find(tmp_path / "more", manifest, how.data, tmp_path).digest
+    given.write(tmp_path / "more" / "two.png", 1, 101)
+    spec = given.spec(tmp_path, manifest, backbone, how.model_copy(update={"unlabelled": known}))
+    with pytest.raises(DataError, match=r"more: was changed since it was listed; run again"):
+        trained(spec)
 
 
 def test_run__time_of_the_answers_counts(

@@ -179,6 +179,13 @@ def test_start__run_of_a_student_says_what_it_learns_from(
     assert run.data.params["distill.temperature"] == "3.0"
 
 
+def test_start__run_of_a_trial_is_told_apart(settings: Settings, backbone: Backbone) -> None:
+    request = request_of(backbone, "trial").model_copy(update={"take": {"train": 20}})
+    run = connect(settings).get_run(start("wear", "trial", request, settings))
+    assert run.data.tags["regraft.kind"] == "trial"
+    assert run.info.run_name == "trial-trial"
+
+
 def test_finish__without_mlflow_says_that_the_training_is_kept(
     backbone: Backbone, tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
