@@ -18,7 +18,6 @@ from PIL import Image
 
 from flows import background
 from tasks.records import Tuned
-from tasks.registry.package import read
 from tasks.settings import ROOT
 from tests.stack.local import Local, alive, regraft
 from tests.stack.mlflow_server import BIN
@@ -274,13 +273,14 @@ def test_finetune__missing_limit_says_how_to_make_it(local: Local, run: Tuned) -
     assert local.api(f"v2/concurrency_limits/{LIMIT}")["limit"] == 1
 
 
-def test_distill__student_learns_elsewhere_from_a_model_that_travelled(
+def test_distill__student_learns_elsewhere_from_a_model_in_its_run(
     local: Local, run: Tuned, worker: psutil.Process, given: tuple[Path, Path]
 ) -> None:
     assert run.history
     before = len(_flow_runs(local))
     student = {"student": "timm:test_resnet", "weights": "random", "image_size": SIZE, "epochs": 3}
     wished = PARAMS | {
+        "data": {"min_per_class": 1, "validation_fraction": 0.5},  # 50 samples at least
         "finetune": {"when": "never"},
         "distill": student | {"margin": 1, "min_speedup": 0.01, "max_size": 100},
         "evaluation": {"baseline_samples": 0, "robustness_samples": 0},
@@ -297,14 +297,16 @@ def test_distill__student_learns_elsewhere_from_a_model_that_travelled(
     assert distilled["state"]["type"] == "COMPLETED", distilled["state"]
     assert "student: 3 of 3 epochs" in local.artifacts(distilled["id"])["fine-tune-epochs"]
     (teacher,) = distilled["parameters"]["request"]["distillation"]["teachers"]
-    brought = Path(worker.cwd()) / "packages" / teacher["digest"]
-    assert read(brought).digest == teacher["digest"]
     client = MlflowClient(local.mlflow, local.mlflow)
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id], "tags.`regraft.kind` = 'distill'")
     assert found.info.status == "FINISHED"
     assert found.data.tags["regraft.teachers"] == teacher["digest"]
+    # Here the worker sees the folder that the package was made in; elsewhere it takes it from the run.
+    kept = client.list_artifacts(found.info.run_id, f"teachers/{teacher['digest']}")
+    assert "model.json" in {Path(file.path).name for file in kept}
+    assert len(list((Path(worker.cwd()) / "teachers").iterdir())) == 1  # its answers
 
 
 def test_up__gpu_worker_is_started_once_where_one_is_asked_for(local: Local) -> None:
