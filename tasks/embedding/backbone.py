@@ -1,6 +1,6 @@
 """Backbones by name: `timm:NAME` or `torchvision:NAME[@WEIGHTS]`, with the weights of an installed
-package, of a local safetensors file, or of the model hub, or as they are before any training; raw
-pixels as `regraft:pixels`; and the blocks that are taken from them."""
+package, of a local safetensors file, or of the model hub, or as they are before any training; thinner
+ones as `NAME:0.5`; raw pixels as `regraft:pixels`; and the blocks that are taken from them."""
 
 import os
 from importlib import import_module
@@ -23,7 +23,9 @@ from tasks.embedding.source import (
     local_file,
     named,
     packaged_file,
+    width_of,
 )
+from tasks.embedding.thin import thin
 from tasks.embedding.weights import TUNED, keep, lite_to_timm, read_checkpoint, tuned_on
 from tasks.errors import BackboneError
 from tasks.params import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
@@ -61,16 +63,20 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
         BackboneError: the name or a layer is unknown, its weights can't be had or do not fit, or a
             pooling does not go with a layer.
     """
-    library, name = params.backbone.split(":", 1)
+    whole, width = width_of(params.backbone)
+    library, name = whole.split(":", 1)
+    wide = params.model_copy(update={"backbone": whole})
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # of random weights
-        if params.backbone == PIXELS:
-            network, preprocess, tensors = _pixels(params)
+        if whole == PIXELS:
+            network, preprocess, tensors = _pixels(wide)
         elif library == "timm":
-            network, preprocess, tensors = _timm(name, params)
+            network, preprocess, tensors = _timm(name, wide)
         else:
-            network, preprocess, tensors = _torchvision(name, params, store)
-    tensors = _of_network(tensors, network, params.backbone)
+            network, preprocess, tensors = _torchvision(name, wide, store)
+    tensors = _of_network(tensors, network, whole)
+    if width < 1:
+        tensors = _thinned(network, tensors, width, params.backbone)
     _load(network, tensors, params.backbone)
     named_file = params.weights not in ("auto", RANDOM) and params.backbone != PIXELS
     tuned = tuned_on(local_file(params.weights)) if named_file else None
@@ -98,16 +104,40 @@ def load(backbone: Backbone) -> nn.Module:
     file = Path(backbone.weights)
     if not file.is_file() or file_digest(file) != backbone.weights_digest:
         raise BackboneError(f"{file}: is missing or not the weights that {backbone.name} was resolved with")
-    library, name = backbone.name.split(":", 1)
-    network: nn.Module
-    if backbone.name == PIXELS:
-        network = PixelMeans()
-    elif library == "timm":
-        network = timm_network(name, backbone.preprocess.size)
-    else:
-        network = torchvision_network(name.partition("@")[0], backbone.preprocess.size)
+    network = architecture(backbone.name, backbone.preprocess.size)
     _load(network, read_checkpoint(file), backbone.name)
     return network.eval().requires_grad_(False)
+
+
+def architecture(name: str, size: int | None) -> nn.Module:
+    """The network of a backbone's name, for images of `size` px, before any training.
+
+    Raises:
+        BackboneError: there is no such architecture, or it can't be made thinner.
+    """
+    if name == PIXELS:
+        return PixelMeans()
+    whole, width = width_of(name)
+    library, own = whole.split(":", 1)
+    network = (
+        timm_network(own, size) if library == "timm" else torchvision_network(own.partition("@")[0], size)
+    )
+    if width < 1:
+        thin(network, width, name)
+    return network
+
+
+def _thinned(
+    network: nn.Module, tensors: dict[str, Tensor], width: float, backbone: str
+) -> dict[str, Tensor]:
+    """Makes the network thinner, and its weights too, unless they are those of a thin one already."""
+    wide = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    if any(tensors[key].shape != shape for key, shape in wide.items()):
+        thin(network, width, backbone)
+        return tensors
+    _load(network, tensors, backbone)
+    thin(network, width, backbone)
+    return network.state_dict()
 
 
 def _blocks(backbone: Backbone, network: nn.Module, params: BackboneParams) -> tuple[Block, ...]:
@@ -119,7 +149,10 @@ def _blocks(backbone: Backbone, network: nn.Module, params: BackboneParams) -> t
             vectors = features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise BackboneError(f"{params.backbone}: does not take {size} px images ({reason})") from None
+            problem = f"does not take {size} px images" + (
+                " at this width; try :0.5" if width_of(params.backbone)[1] < 1 else ""
+            )
+            raise BackboneError(f"{params.backbone}: {problem} ({reason})") from None
     blocks = []
     for view in params.views:
         for output, vector in zip(outputs, vectors, strict=True):

@@ -74,6 +74,13 @@ def library_of(backbone: str) -> str:
     return f"{library} {importlib.metadata.version(library)}"
 
 
+def width_of(backbone: str) -> tuple[str, float]:
+    """A backbone's name without its width, and the width: `timm:NAME:0.5` is `timm:NAME` with half of the
+    channels of every layer."""
+    whole, _, width = backbone.rpartition(":")
+    return (whole, float(width)) if ":" in whole else (backbone, 1.0)
+
+
 def baseline_params(params: EmbeddingParams) -> EmbeddingParams:
     """What a backbone has to beat: the same ones with random weights, then (last) raw pixels."""
     networks: list[dict[str, object]] = []
@@ -104,7 +111,8 @@ def source_identity(params: EmbeddingParams) -> str:
 def _source_digest(params: BackboneParams) -> str:
     if params.weights == RANDOM or params.backbone == PIXELS:
         return params.weights
-    file = packaged_file(params.backbone) if params.weights == "auto" else local_file(params.weights)
+    auto = params.weights == "auto"
+    file = packaged_file(width_of(params.backbone)[0]) if auto else local_file(params.weights)
     return file_digest(file) if file else "hub"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tasks.embedding.backbone import load, timm_network, torchvision_network
+from tasks.embedding.backbone import architecture, load
 from tasks.embedding.source import named
 from tasks.embedding.weights import TUNED, keep
 from tasks.errors import FinetuneError
@@ -100,17 +100,11 @@ def scratch(backbone: Backbone, outputs: int, seed: int) -> Tunable:
     Raises:
         FinetuneError: the backbone is no network.
     """
-    library, name = backbone.name.split(":", 1)
     if backbone.name == PIXELS:
         raise FinetuneError(f"{PIXELS}: has no weights to train; choose a network in embedding.backbone")
-    size = backbone.preprocess.size
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        network = (
-            timm_network(name, size)
-            if library == "timm"
-            else torchvision_network(name.partition("@")[0], size)
-        )
+        network = architecture(backbone.name, backbone.preprocess.size)
         return Tunable(network, backbone.preprocess, outputs, backbone.name)
 
 

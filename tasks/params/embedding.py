@@ -21,8 +21,8 @@ class BackboneParams(Section):
 
     backbone: str = Field(
         "timm:tf_efficientnet_lite0",
-        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+|regraft:pixels)$",
-        description="timm:NAME, torchvision:NAME[@WEIGHTS], or regraft:pixels (no network: the means of 16 × 16 squares).",
+        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+(:0\.[1-9]\d?)?|regraft:pixels)$",
+        description="timm:NAME, torchvision:NAME[@WEIGHTS], or regraft:pixels (no network: the means of 16 × 16 squares). NAME:0.5 is the network with half of the channels of every layer, which has to be trained (distill.student).",
     )
     weights: str = Field(
         "auto",

@@ -139,8 +139,8 @@ class DistillParams(Section):
 
     student: str = Field(
         "",
-        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+)?$",
-        description="timm:NAME or torchvision:NAME[@WEIGHTS]; empty: no student.",
+        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+(:0\.[1-9]\d?)?)?$",
+        description="timm:NAME or torchvision:NAME[@WEIGHTS]; NAME:0.5 has half of the channels of every layer; empty: no student.",
     )
     weights: str = Field(
         "auto", description="The student's before: auto, random, or the path of a .safetensors file."

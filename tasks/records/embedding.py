@@ -41,7 +41,7 @@ class Block(Record):
 class Backbone(Record):
     """A frozen backbone, fully determined, and the blocks that are taken from it."""
 
-    name: str  # `timm:NAME`, `torchvision:NAME[@WEIGHTS]` or `regraft:pixels`
+    name: str  # `timm:NAME`, `torchvision:NAME[@WEIGHTS]`, either with `:WIDTH`, or `regraft:pixels`
     weights: str  # path of the safetensors file
     weights_digest: str  # hex SHA-256 of that file
     library: str  # of the architecture, with its version: `timm 1.0.31`

@@ -50,13 +50,15 @@ def _child(name: str) -> int:
 
 def _case(name: str) -> None:
     found: Iterable[Row] = import_module(f"tests.bench.{name}").run()
-    rows = []
-    for row in found:
-        rows.append(row)
-        versus = "" if row.ratio is None else f" against {row.other:.4g}: {row.ratio:.3g}"
-        goal = "" if row.goal is None else f" (goal {row.goal:g})"
-        print(f"{row.name}: {row.ours:.4g} {row.unit}{versus}{goal}", flush=True)
-    scale.update(report.merge(name, rows, CASES))
+    rows: list[Row] = []
+    try:
+        for row in found:
+            rows.append(row)
+            versus = "" if row.ratio is None else f" against {row.other:.4g}: {row.ratio:.3g}"
+            goal = "" if row.goal is None else f" (goal {row.goal:g})"
+            print(f"{row.name}: {row.ours:.4g} {row.unit}{versus}{goal}", flush=True)
+    finally:  # an hour's rows are not lost to what fails after them
+        scale.update(report.merge(name, rows, CASES))
 
 
 if __name__ == "__main__":

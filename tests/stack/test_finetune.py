@@ -278,7 +278,7 @@ def test_distill__student_learns_elsewhere_from_a_model_in_its_run(
 ) -> None:
     assert run.history
     before = len(_flow_runs(local))
-    student = {"student": "timm:test_resnet", "weights": "random", "image_size": SIZE, "epochs": 3}
+    student = {"student": "timm:test_resnet:0.5", "weights": "random", "image_size": SIZE, "epochs": 3}
     wished = PARAMS | {
         "data": {"min_per_class": 1, "validation_fraction": 0.5},  # 50 samples at least
         "finetune": {"when": "never"},
