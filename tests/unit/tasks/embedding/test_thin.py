@@ -17,6 +17,7 @@ from tasks.params import BackboneParams
 
 HALF = "timm:test_efficientnet:0.5"
 KEPT = slice(0, None, 2)  # of a half
+NETWORKS = ["test_efficientnet", "test_resnet", "test_byobnet", "mobilenetv3_small_100"]
 
 
 def half(weights: Path | str, **more: object) -> BackboneParams:
@@ -30,7 +31,7 @@ def whole(weights_of: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("width", [0.25, 0.5, 0.75, 0.33])
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_byobnet", "regnety_002"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_thin__gives_a_network_of_so_many_channels(name: str, width: float) -> None:
     network, before = (timm.create_model(name, num_classes=0).eval() for _ in range(2))
     thin(network, width, name)
