@@ -25,11 +25,13 @@ from tasks.embedding.source import (
     packaged_file,
     width_of,
 )
-from tasks.embedding.thin import thin
+from tasks.embedding.thin import require_thinnable, thin
 from tasks.embedding.weights import TUNED, keep, lite_to_timm, read_checkpoint, tuned_on
 from tasks.errors import BackboneError
 from tasks.params import NETWORK, PIXELS, RANDOM, BackboneParams, EmbeddingParams
 from tasks.records import Backbone, Block, Embedder, Preprocess
+
+_USUAL_SIZE = 224  # px, of images that a network is tried with
 
 
 def resolve(params: EmbeddingParams, store: Path) -> Embedder:
@@ -66,6 +68,9 @@ def resolve_backbone(params: BackboneParams, store: Path) -> Backbone:
     whole, width = width_of(params.backbone)
     library, name = whole.split(":", 1)
     wide = params.model_copy(update={"backbone": whole})
+    if width < 1:  # said before any weights are fetched
+        size = params.image_size or _USUAL_SIZE
+        require_thinnable(lambda: architecture(whole, size), width, size, params.backbone)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # of random weights
         if whole == PIXELS:
@@ -149,10 +154,7 @@ def _blocks(backbone: Backbone, network: nn.Module, params: BackboneParams) -> t
             vectors = features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            problem = f"does not take {size} px images" + (
-                " at this width; try :0.5" if width_of(params.backbone)[1] < 1 else ""
-            )
-            raise BackboneError(f"{params.backbone}: {problem} ({reason})") from None
+            raise BackboneError(f"{params.backbone}: does not take {size} px images ({reason})") from None
     blocks = []
     for view in params.views:
         for output, vector in zip(outputs, vectors, strict=True):

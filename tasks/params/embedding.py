@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from tasks.params.section import Section
 from tasks.records import Pooling
 
+# An architecture of a library, and the part of its channels that is kept.
+NAMED = r"(timm|torchvision):[A-Za-z0-9_.@-]+(:0\.\d?[1-9])?"
 PIXELS = "regraft:pixels"  # no network: the means of 16 x 16 squares
 
 
@@ -21,8 +23,8 @@ class BackboneParams(Section):
 
     backbone: str = Field(
         "timm:tf_efficientnet_lite0",
-        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+(:0\.[1-9]\d?)?|regraft:pixels)$",
-        description="timm:NAME, torchvision:NAME[@WEIGHTS], or regraft:pixels (no network: the means of 16 × 16 squares). NAME:0.5 is the network with half of the channels of every layer, which has to be trained (distill.student).",
+        pattern=rf"^({NAMED}|regraft:pixels)$",
+        description="timm:NAME, torchvision:NAME[@WEIGHTS], or regraft:pixels (no network: the means of 16 × 16 squares). NAME:WIDTH (0.01 to 0.99, such as timm:resnet18:0.5) is a convolutional network with this part of the channels of every layer, which has to be trained (distill.student).",
     )
     weights: str = Field(
         "auto",

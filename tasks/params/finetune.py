@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.params.embedding import NAMED
 from tasks.params.section import Section
 
 Method = Literal["lp_ft", "last_blocks", "gradual", "full", "lora", "norm_only", "scratch"]
@@ -139,8 +140,8 @@ class DistillParams(Section):
 
     student: str = Field(
         "",
-        pattern=r"^((timm|torchvision):[A-Za-z0-9_.@-]+(:0\.[1-9]\d?)?)?$",
-        description="timm:NAME or torchvision:NAME[@WEIGHTS]; NAME:0.5 has half of the channels of every layer; empty: no student.",
+        pattern=rf"^({NAMED})?$",
+        description="timm:NAME or torchvision:NAME[@WEIGHTS]; NAME:0.5 has half of the channels of every layer (of a convolutional network); empty: no student.",
     )
     weights: str = Field(
         "auto", description="The student's before: auto, random, or the path of a .safetensors file."

@@ -51,14 +51,16 @@ def _child(name: str) -> int:
 def _case(name: str) -> None:
     found: Iterable[Row] = import_module(f"tests.bench.{name}").run()
     rows: list[Row] = []
+    complete = False
     try:
         for row in found:
             rows.append(row)
             versus = "" if row.ratio is None else f" against {row.other:.4g}: {row.ratio:.3g}"
             goal = "" if row.goal is None else f" (goal {row.goal:g})"
             print(f"{row.name}: {row.ours:.4g} {row.unit}{versus}{goal}", flush=True)
+        complete = True
     finally:  # an hour's rows are not lost to what fails after them
-        scale.update(report.merge(name, rows, CASES))
+        scale.update(report.merge(name, rows, CASES, complete=complete))
 
 
 if __name__ == "__main__":

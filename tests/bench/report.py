@@ -23,12 +23,15 @@ quartiles. What the other side is stands below each table.
 """
 
 
-def merge(case: str, rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
+def merge(
+    case: str, rows: Sequence[Row], order: Sequence[str], *, complete: bool = True
+) -> list[dict[str, Any]]:
     """Puts the rows of a case in the place of those it left on this machine before, and writes the
     page anew.
 
     Args:
         order: names of all cases, in the order of the page.
+        complete: whether these are all rows of the case; else those with other names stay.
 
     Returns:
         All rows of this machine.
@@ -38,7 +41,12 @@ def merge(case: str, rows: Sequence[Row], order: Sequence[str]) -> list[dict[str
     here = machine.describe()
     name = digest_of(here)[:8]
     measured = datetime.now(UTC).strftime("%Y-%m-%d")
-    kept = [row for row in known["rows"] if (row["machine"], row["case"]) != (name, case)]
+    measured_now = {row.name for row in rows}
+    kept = [
+        row
+        for row in known["rows"]
+        if (row["machine"], row["case"]) != (name, case) or not (complete or row["name"] in measured_now)
+    ]
     fresh = [{**asdict(row), "case": case, "machine": name, "measured": measured} for row in rows]
     place = {case: number for number, case in enumerate(order)}
     rows_now = sorted([*kept, *fresh], key=lambda row: place.get(row["case"], len(place)))  # stable

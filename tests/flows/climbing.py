@@ -49,7 +49,7 @@ USUAL: dict[str, Any] = {
 }  # fmt: skip
 # A floor that anything reaches; but not to be worse than the champion.
 LOW: dict[str, Any] = {"limit": 0.3, "margin": 0.05}
-STUDENT = "student: 'timm:test_resnet', min_speedup: 0.1, max_size: {size}, teachers: [{teachers}]"
+STUDENT = "student: 'timm:test_resnet:0.5', min_speedup: 0.1, max_size: {size}, teachers: [{teachers}]"
 WORTH = "when: auto, method: last_blocks, worth_per_point: 1000, price_per_hour: 0.01"
 TINY: dict[str, Any] = {"epochs": 2, "finetune": "when: always"}
 

@@ -102,6 +102,7 @@ def test_load__unknown_key_is_refused_by_name(tmp_path: Path, text: str, message
         ("embedding", "backbone", "regraft:pixels:0.5"),
         ("embedding", "backbone", "timm:resnet18:1.0"),
         ("embedding", "backbone", "timm:resnet18:0.0"),
+        ("embedding", "backbone", "timm:resnet18:0.50"),
         ("distill", "student", "resnet18"),
         ("distill", "student", "timm:resnet18:2"),
         ("embedding", "image_size", 15),

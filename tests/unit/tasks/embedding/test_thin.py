@@ -7,13 +7,13 @@ import timm
 import torch
 from torch import nn
 
-from tasks.embedding import backbone as backbones
 from tasks.embedding import source
-from tasks.embedding.backbone import architecture, load, resolve_backbone
+from tasks.embedding.backbone import load, resolve_backbone
 from tasks.embedding.thin import thin
 from tasks.embedding.weights import read_checkpoint
 from tasks.errors import BackboneError
-from tasks.params import BackboneParams
+from tasks.finetune import bring
+from tasks.params import BackboneParams, EmbeddingParams
 
 HALF = "timm:test_efficientnet:0.5"
 KEPT = slice(0, None, 2)  # of a half
@@ -77,16 +77,33 @@ def test_thin__channels_that_say_nothing_can_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "message"),
+    ("name", "reason"),
     [
-        ("test_vit", 0.5, r"the network \(VisionTransformer\) has weights that can't be thinned; choose"),
-        ("test_convnext", 0.5, r"stages\.0\.blocks\.0 \(ConvNeXtBlock\) has weights that can't be thinned"),
-        ("resnext26ts", 0.33, r"groups of channels can't be thinned to 0\.33; try 0\.5"),
+        ("timm:test_vit:0.5", r"the network \(VisionTransformer\) is no convolution, linear layer or batch"),
+        ("timm:test_convnext:0.5", r"stem\.1 \(LayerNorm2d\) is no convolution"),
+        ("timm:cspresnet50:0.5", r" to 0\.5 \(not enough values to unpack"),  # a fixed split
+        ("timm:resnext26ts:0.33", r" to 0\.33 \("),  # 32 groups
+        ("torchvision:densenet121:0.33", r" to 0\.33 \("),  # concatenated
+        ("torchvision:shufflenet_v2_x1_0:0.5", "its channels get mixed up"),
+        ("torchvision:alexnet:0.5", "its channels get mixed up"),  # places and channels, flattened
     ],
 )
-def test_thin__what_does_not_go_by_channel_is_refused(name: str, width: float, message: str) -> None:
-    with pytest.raises(BackboneError, match=message):
-        architecture(f"timm:{name}:{width}", None)
+def test_resolve__what_does_not_go_by_channel_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=f"{name}: can't be thinned.*{reason}"):
+        resolve_backbone(half("auto", backbone=name), tmp_path)  # before weights are looked for
+
+
+@pytest.mark.parametrize("name", ["timm:regnety_002", "torchvision:resnet18", "timm:mobilenetv3_small_050"])
+def test_resolve__networks_of_other_kinds_are_thinned(name: str, tmp_path: Path) -> None:
+    found = resolve_backbone(half("random", backbone=f"{name}:0.5"), tmp_path)
+    whole = resolve_backbone(half("random", backbone=name), tmp_path)
+    assert 2 * found.blocks[0].dim == whole.blocks[0].dim
+
+
+def test_resolve__size_that_the_whole_network_does_not_take_is_said(tmp_path: Path) -> None:
+    params = half("random", backbone="torchvision:inception_v3:0.5", image_size=32)
+    with pytest.raises(BackboneError, match=r"inception_v3:0\.5: does not take 32 px images \("):
+        resolve_backbone(params, tmp_path)
 
 
 def test_resolve__thin_backbone_has_the_weights_of_the_whole_one(whole: Path, tmp_path: Path) -> None:
@@ -118,7 +135,18 @@ def test_resolve__packaged_weights_are_thinned_too(tmp_path: Path) -> None:
     kept = read_checkpoint(Path(found.weights))[stem]
     assert torch.equal(kept, read_checkpoint(Path(whole.weights))[stem][::4])
     assert found.preprocess == whole.preprocess
-    assert len(backbones.load(found).state_dict()) == len(backbones.load(whole).state_dict())
+    assert len(load(found).state_dict()) == len(load(whole).state_dict())
+    # Another machine finds them by the name.
+    brought = bring.backbone(found, tmp_path / "elsewhere")
+    assert brought is not None
+    assert (brought.weights_digest, brought.digest) == (found.weights_digest, found.digest)
+
+
+def test_source_identity__changes_with_the_packaged_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = EmbeddingParams(backbone="timm:tf_efficientnet_lite0:0.5")
+    before = source.source_identity(params)
+    monkeypatch.setattr(source, "file_digest", lambda file: "of other weights")
+    assert source.source_identity(params) != before
 
 
 def test_resolve__weights_of_another_width_are_refused(whole: Path, tmp_path: Path) -> None:
@@ -126,12 +154,6 @@ def test_resolve__weights_of_another_width_are_refused(whole: Path, tmp_path: Pa
     other = half(found.weights, backbone="timm:test_efficientnet:0.75")
     with pytest.raises(BackboneError, match=r"timm:test_efficientnet:0\.75: the weights do not fit \("):
         resolve_backbone(other, tmp_path)
-
-
-def test_resolve__width_at_which_layers_do_not_meet_is_refused(tmp_path: Path) -> None:
-    params = half("random", backbone="torchvision:densenet121:0.33")
-    with pytest.raises(BackboneError, match=r"does not take 64 px images at this width; try :0\.5"):
-        resolve_backbone(params, tmp_path)
 
 
 @pytest.mark.parametrize(
