@@ -25,8 +25,8 @@ from tests.bench.harness import Row
 
 LABELS = (50, 100, 300)  # of each class
 SEEDS = (0, 1, 2)
-SIZE = 160  # px, for time
-EPOCHS = {50: 12, 100: 8, 300: 4}  # fewer samples, more passes: as many steps or so
+SIZE = 128  # px, for time
+EPOCHS = {50: 8, 100: 5, 300: 3}  # fewer samples, more passes: as many steps or so
 TESTED = 200  # of each class; as many for validation: 50
 VALIDATED = 50
 METHODS: tuple[Method, ...] = ("lp_ft", "full", "scratch")
