@@ -136,8 +136,8 @@ def _thinned(
     network: nn.Module, tensors: dict[str, Tensor], width: float, backbone: str
 ) -> dict[str, Tensor]:
     """Makes the network thinner, and its weights too, unless they are those of a thin one already."""
-    wide = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    if any(tensors[key].shape != shape for key, shape in wide.items()):
+    whole = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    if any(tensors[key].shape != shape for key, shape in whole.items()):
         thin(network, width, backbone)
         return tensors
     _load(network, tensors, backbone)

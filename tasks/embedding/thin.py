@@ -71,9 +71,9 @@ def require_thinnable(make: Callable[[], nn.Module], width: float, size: int, na
     Raises:
         BackboneError: it does not, or does not take images of this size.
     """
-    whole, small = make().eval(), make().eval()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
+        whole, small = make().eval(), make().eval()
         images = torch.randn(1, _IMAGE, size, size)
         for tensor in whole.state_dict().values():
             if tensor.ndim == 1:  # as drawn, some are zeros, which hide what comes before them
